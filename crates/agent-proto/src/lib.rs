@@ -1,0 +1,210 @@
+//! What the session host and `dorm-init` say to each other. Pure: types, framing and limits, no I/O.
+//!
+//! The channel is a virtio-serial port, which is not a connection: bytes of an earlier peer may still be in it.
+//! So each (re)connection starts with a *preamble* that both sides use to find each other, and only then yamux
+//! begins (the host is yamux's client, the guest its server).
+//!
+//! ```text
+//! host  -> guest   DORM/1 <nonce>\n                     the nonce: 32 hex digits, new for each connection
+//! guest -> host    DORM/1 <nonce> <boot>\n              the same nonce; boot: 32 hex digits, one guest kernel
+//! ```
+//!
+//! Everything before a line that carries the expected magic (and, for the host, its own nonce) is dropped.
+//!
+//! On the port `agent` the host opens one yamux stream per [`Request`]: a length-prefixed JSON frame, answered by a
+//! length-prefixed JSON [`Reply`], after which the stream belongs to what was asked for:
+//!
+//! | request | after the reply |
+//! |---|---|
+//! | `Hello`, `Sync`, `SetClock`, `PowerOff` | closed |
+//! | `Dial` | raw bytes, both directions, half-close kept |
+//! | `Run` | [`ProcessFrame`]s, both directions |
+//! | `Watch` | length-prefixed JSON [`GuestEvent`]s from the guest, until closed |
+//!
+//! On the port `ports` only `Dial` is served, so that a flood of forwarded connections can't starve control.
+
+mod frame;
+mod preamble;
+mod process;
+
+pub use frame::{FrameError, JSON_BYTES_MAX, decode_json, encode_json};
+pub use preamble::{Boot, Nonce, PREAMBLE_LINE_MAX, PreambleError};
+pub use process::{PROCESS_PAYLOAD_MAX, ProcessFrame, ProcessFrameError};
+
+use serde::{Deserialize, Serialize};
+
+/// Version of this protocol. A host and a guest of different versions don't talk: the guest image is the host's own.
+pub const VERSION: u32 = 1;
+
+/// What a host asks at the start of a stream.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Request {
+    /// Who is there? Answered with [`Answer::Hello`] at any time, also before the engine is ready.
+    Hello {
+        /// The host's [`VERSION`].
+        version: u32,
+        /// Echoed in the answer: proof that the answer is to this question, not one from before a resume.
+        nonce: String,
+    },
+    /// Connect this stream to a socket in the guest.
+    Dial(Target),
+    /// Run a root process.
+    Run(RunProcess),
+    /// Tell what happens in the guest from now on. The present engine state comes first.
+    Watch,
+    /// Flush every file system to the disk.
+    Sync,
+    /// Set the guest's wall clock.
+    SetClock {
+        /// Nanoseconds since the Unix epoch, as the host sees them.
+        unix_nanos: u64,
+    },
+    /// Stop the engine in order, sync, unmount and power off. Answered before the power goes.
+    PowerOff,
+}
+
+/// Where [`Request::Dial`] leads.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Target {
+    /// The engine's API socket.
+    Engine,
+    /// Any unix socket, by absolute path in the guest.
+    Unix(String),
+    /// A TCP address as seen from the guest's root namespace, e.g. `172.17.0.2:80`.
+    Tcp(String),
+}
+
+/// A process in the VM's root namespace.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunProcess {
+    /// Program and arguments; the program is looked up in the `PATH` of `env`, or of the guest.
+    pub argv: Vec<String>,
+    /// `KEY=VALUE` pairs added to the guest's own.
+    #[serde(default)]
+    pub env: Vec<String>,
+    /// Working directory; `/` when absent.
+    #[serde(default)]
+    pub cwd: Option<String>,
+    /// Numeric `uid[:gid]` or a name from the guest's `/etc/passwd`; root when absent.
+    #[serde(default)]
+    pub user: Option<String>,
+    /// With a terminal of this size; without one stdin, stdout and stderr are pipes.
+    #[serde(default)]
+    pub tty: Option<TerminalSize>,
+    /// The process lives on when this stream ends. Otherwise it gets SIGHUP, and SIGKILL 10 s later.
+    #[serde(default)]
+    pub detach: bool,
+}
+
+/// Size of a terminal in characters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TerminalSize {
+    /// Height.
+    pub rows: u16,
+    /// Width.
+    pub columns: u16,
+}
+
+/// The guest's reply to a [`Request`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reply {
+    /// It was done, or the stream is now what was asked for.
+    Ok(Answer),
+    /// It was not.
+    Err(Failure),
+}
+
+/// The good half of a [`Reply`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Answer {
+    /// To [`Request::Hello`].
+    Hello {
+        /// The guest's [`VERSION`].
+        version: u32,
+        /// The nonce of the request.
+        nonce: String,
+        /// This guest kernel: stays over a resume, differs after every boot.
+        boot: String,
+        /// Nanoseconds since the guest's kernel started.
+        uptime_nanos: u64,
+        /// The engine, as [`GuestEvent::Engine`] last said.
+        engine: EngineState,
+    },
+    /// To [`Request::Run`].
+    Running {
+        /// Process id in the guest.
+        pid: u32,
+    },
+    /// To everything else.
+    Done,
+}
+
+/// Why a [`Request`] was not carried out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    /// For programs.
+    pub code: FailureCode,
+    /// For people: one line.
+    pub message: String,
+}
+
+/// The closed set of ways in which a request fails.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FailureCode {
+    /// Host and guest speak different versions.
+    Version,
+    /// No such socket, program, user or directory.
+    NotFound,
+    /// The target refused the connection.
+    Refused,
+    /// The request makes no sense, or this port doesn't serve it.
+    Invalid,
+    /// A limit was met; try again later.
+    Busy,
+    /// The guest's system call failed.
+    Io,
+    /// The guest is powering off.
+    Stopping,
+}
+
+/// What the guest tells on a [`Request::Watch`] stream.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum GuestEvent {
+    /// A step of the bring-up began; for progress and timings.
+    Step {
+        /// `mounts`, `modules`, `disk`, `network`, `containerd`, `dockerd`, `ready`.
+        name: String,
+        /// Nanoseconds since the guest's kernel started.
+        uptime_nanos: u64,
+    },
+    /// The engine's state changed.
+    Engine(EngineState),
+    /// Something is wrong, but the guest goes on.
+    Warning(String),
+}
+
+/// The engine as PID 1 sees it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EngineState {
+    /// On its way up: the containers and images can't be listed yet.
+    Starting,
+    /// Containers and images can be listed.
+    Ready,
+    /// dockerd or containerd died and is being restarted once.
+    Restarting {
+        /// Which program, how it ended, and its last words.
+        details: String,
+    },
+    /// Dead for good: it died again within 60 s, or never came up.
+    Dead {
+        /// Which program, how it ended, and its last words.
+        details: String,
+    },
+}

@@ -1,1 +1,48 @@
-//! See ARCHITECTURE.md.
+//! The control plane's types: what `dorm`, `dormd` and `dorm-session` say to each other. Data only, no I/O.
+//!
+//! Two HTTP/1.1 + JSON services speak them, both on unix sockets. Errors are an [`ApiError`] with a fitting status.
+//!
+//! `dormd.sock`, the service's table of sessions:
+//!
+//! | request | answer |
+//! |---|---|
+//! | `GET /v1/version` | [`Version`] |
+//! | `GET /v1/sessions` | `[SessionInfo]`, without waking anything |
+//! | `POST /v1/sessions` with [`CreateSession`] | 201 [`SessionInfo`]; a temporary session: 101, `Upgrade: dorm-session`, the [`SessionInfo`] as one JSON line, then the connection is the session's life |
+//! | `GET /v1/sessions/{name}` | [`SessionInfo`], without waking anything |
+//! | `POST /v1/sessions/{name}/open` | [`SessionInfo`]; makes the session `default` on its first use |
+//! | `DELETE /v1/sessions/{name}` | 204; terminates it, then removes the session and its storage |
+//!
+//! `control.sock`, one per session, served by its host (a knock starts the host):
+//!
+//! | request | answer |
+//! |---|---|
+//! | `GET /v1/session` | [`SessionInfo`] |
+//! | `GET /v1/session/watch` | [`SessionInfo`] as JSON lines: now, then at each change |
+//! | `POST /v1/session/start` | [`SessionInfo`] of the new incarnation; 200 also when it is running already |
+//! | `POST /v1/session/terminate` | [`SessionInfo`], once terminated |
+//! | `GET /v1/session/wait?for=terminated\|absent\|running` | [`SessionInfo`], once it is so |
+//! | `POST /v1/session/sleep` | [`SleepAnswer`] |
+//! | `POST /v1/session/settings` with [`ChangeSettings`] | [`SessionInfo`] |
+//! | `POST /v1/session/pin` with [`Pin`], `DELETE /v1/session/pin` | [`SessionInfo`] |
+//! | `POST /v1/hold` with [`Hold`], `Upgrade: dorm-hold` | 101 once the VM is up: held until the connection ends |
+//! | `POST /v1/run` with a `RunProcess`, `Upgrade: dorm-process` | 101, then the process frames of `dormouse-agent-proto` |
+//! | `GET /v1/console?follow=true` | the serial console's text |
+//! | `GET /v1/history` | `[HistoryEntry]` |
+//! | `GET /v1/trace` | the last events of the lifecycle core as JSON lines |
+
+mod error;
+pub mod link;
+mod name;
+mod session;
+
+pub use error::{ApiError, ErrorCode};
+pub use name::{DEFAULT_SESSION, NAME_BYTES_MAX, NameError, SessionId, SessionName};
+pub use session::{
+    ChangeSettings, CreateSession, HistoryEntry, Hold, HoldInfo, HoldKind, How, IdleAction, IdleInfo,
+    IdleTimeout, NetworkInfo, NetworkKind, Phase, Pin, SessionInfo, SessionState, SleepAnswer, StorageInfo,
+    TerminationInfo, TerminationReason, Version, VmInfo, WaitFor,
+};
+
+/// Version of the control API: the `v1` in its paths.
+pub const API_VERSION: u32 = 1;

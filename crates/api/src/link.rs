@@ -1,0 +1,105 @@
+//! What `dormd` and a session's host say to each other, over the host's `service.sock`.
+//!
+//! The host listens, the service connects: so a new `dormd` finds the hosts that outlived the last one. One JSON line
+//! is one message, [`LINE_BYTES_MAX`] at most. The order of a link:
+//!
+//! 1. dormd: [`ToHost::Attach`]. A host that was just started got its listeners as inherited descriptors; one that
+//!    outlived its service is asked for duplicates.
+//! 2. host: [`ToService::Attached`], with the duplicates (docker, control) as ancillary data if they were asked for.
+//! 3. Then both at any time, until one side closes. A host goes on without a service; it needs one only to make a VM.
+//!
+//! A host leaves only by asking: it stops accepting, sends [`ToService::Leave`], and exits on [`ToHost::Go`]. dormd
+//! polls its duplicates once more before it says so; a knock that came meanwhile is answered with [`ToHost::Stay`].
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{IdleTimeout, SessionId, SessionInfo, SessionName};
+
+/// Longest message, in bytes.
+pub const LINE_BYTES_MAX: usize = 256 * 1024;
+
+/// A session's settings as its host needs them. The VM's size and network aren't among them: only the factory has these.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostSettings {
+    /// The session.
+    pub id: SessionId,
+    /// What the user calls it.
+    pub name: SessionName,
+    /// The owner's uid.
+    pub owner: u32,
+    /// Where its disk lives.
+    pub storage: PathBuf,
+    /// Its disk lives in memory: it never sleeps.
+    pub ephemeral: bool,
+    /// The grace period.
+    pub idle_timeout: IdleTimeout,
+    /// Longest bring-up, in seconds.
+    pub boot_timeout_seconds: u64,
+    /// For display: virtual CPUs.
+    pub cpus: u32,
+    /// For display: RAM in MiB.
+    pub memory_mib: u64,
+    /// For display: size of the data disk in bytes.
+    pub storage_bytes: u64,
+    /// Does the first request after `terminate` open a new incarnation? Only for the default session.
+    pub reopen_after_terminate: bool,
+}
+
+/// From dormd to the host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ToHost {
+    /// First: who the session is.
+    Attach {
+        /// The service's version; a host of another one finishes its work and leaves.
+        version: String,
+        /// Are duplicates of the listeners wanted?
+        listeners: bool,
+    },
+    /// The VM that was asked for runs; its record lies in the session's runtime directory.
+    Made {
+        /// The request's generation.
+        generation: u64,
+    },
+    /// It could not be made.
+    NotMade {
+        /// The request's generation.
+        generation: u64,
+        /// Why, in one line, and what to try.
+        reason: String,
+    },
+    /// To [`ToService::Leave`]: nobody knocked, exit.
+    Go,
+    /// To [`ToService::Leave`]: somebody knocked, accept again.
+    Stay,
+    /// The service is going down: put the VM to sleep, then exit.
+    Shutdown,
+    /// A temporary session's client is gone, or the session is being removed.
+    Terminate,
+}
+
+/// From the host to dormd.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ToService {
+    /// To [`ToHost::Attach`].
+    Attached {
+        /// The host's version.
+        version: String,
+        /// The session as it is now.
+        info: Box<SessionInfo>,
+    },
+    /// Make one more VM. All that it is made of was settled when the session was created.
+    MakeVm {
+        /// Must be this link's session.
+        session: SessionId,
+        /// Above every earlier one; names the VM's sockets.
+        generation: u64,
+    },
+    /// Something of the session changed.
+    Changed(Box<SessionInfo>),
+    /// May I go?
+    Leave,
+}

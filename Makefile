@@ -1,0 +1,13 @@
+# The two commands of a fresh machine are `make demo` and `make test`; see README.md and TESTING.md.
+
+.PHONY: test lint unit
+
+test: lint unit
+
+lint:
+	cargo fmt --all -- --check
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps --document-private-items --quiet
+
+unit:
+	cargo test --locked --workspace

@@ -1,1 +1,9 @@
-//! See ARCHITECTURE.md.
+//! A typed client of the control API, and where everything of Dormouse lies on a machine.
+
+mod connection;
+mod home;
+mod service;
+
+pub use connection::{CONNECT_SECONDS_MAX, ClientError, Endpoint, JsonLines, Upgraded, first_line};
+pub use home::{Home, HomeError, SOCKET_PATH_MAX};
+pub use service::{Service, ServiceStartError, program_beside_this_one};

@@ -1,0 +1,227 @@
+//! HTTP/1.1 + JSON over a unix socket: one connection per request.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use dormouse_api::{ApiError, ErrorCode};
+use http::{Method, Request, Response, StatusCode, header};
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use hyper::body::{Bytes, Incoming};
+use hyper_util::rt::TokioIo;
+use serde::{Serialize, de::DeserializeOwned};
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::net::UnixStream;
+use tokio::time::timeout;
+
+/// Longest wait for a connection, in seconds. Only a service whose backlog is full makes anyone wait.
+pub const CONNECT_SECONDS_MAX: u64 = 10;
+
+/// Longest answer or JSON line that is read into memory.
+const ANSWER_BYTES_MAX: usize = 16 * 1024 * 1024;
+
+/// A connection that left HTTP.
+pub type Upgraded = TokioIo<hyper::upgrade::Upgraded>;
+
+/// Where a service listens.
+#[derive(Debug, Clone)]
+pub struct Endpoint {
+    socket: PathBuf,
+}
+
+/// Why a call failed.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// Nobody listens there.
+    #[error("nobody answers on {0:?}")]
+    Connect(PathBuf, #[source] std::io::Error),
+    /// The connection broke, or what came was no HTTP.
+    #[error("the connection broke")]
+    Http(#[from] hyper::Error),
+    /// The answer is not what the API promises.
+    #[error("the answer makes no sense: {0}")]
+    Answer(String),
+    /// The service said no.
+    #[error(transparent)]
+    Api(#[from] ApiError),
+}
+
+impl ClientError {
+    /// The service's own words, or what stands for them.
+    #[must_use]
+    pub fn into_api(self) -> ApiError {
+        match self {
+            Self::Api(error) => error,
+            other => ApiError::new(ErrorCode::Internal, other),
+        }
+    }
+}
+
+impl Endpoint {
+    /// The service that listens on this socket.
+    #[must_use]
+    pub fn new(socket: impl Into<PathBuf>) -> Self {
+        Self { socket: socket.into() }
+    }
+
+    /// Sends a request without a body and reads the answer.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
+        self.call(Method::GET, path, &()).await
+    }
+
+    /// Sends `body` (none for `&()`) and reads the answer.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn call<B: Serialize, T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: &B,
+    ) -> Result<T, ClientError> {
+        let bytes = collect(self.send(method, path, body, None).await?.into_body()).await?;
+        let text: &[u8] = if bytes.is_empty() { b"null" } else { &bytes };
+        serde_json::from_slice(text).map_err(|error| ClientError::Answer(error.to_string()))
+    }
+
+    /// Sends a request whose answer is a stream of JSON lines.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn lines(&self, path: &str) -> Result<JsonLines, ClientError> {
+        Ok(JsonLines { body: self.send(Method::GET, path, &(), None).await?.into_body(), buffer: Vec::new() })
+    }
+
+    /// Sends a request that turns its connection into a byte stream of `protocol`.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn upgrade<B: Serialize>(
+        &self,
+        method: Method,
+        path: &str,
+        body: &B,
+        protocol: &str,
+    ) -> Result<Upgraded, ClientError> {
+        let response = self.send(method, path, body, Some(protocol)).await?;
+        Ok(TokioIo::new(hyper::upgrade::on(response).await?))
+    }
+
+    async fn send<B: Serialize>(
+        &self,
+        method: Method,
+        path: &str,
+        body: &B,
+        protocol: Option<&str>,
+    ) -> Result<Response<Incoming>, ClientError> {
+        let refused = |error| ClientError::Connect(self.socket.clone(), error);
+        let connecting = timeout(Duration::from_secs(CONNECT_SECONDS_MAX), UnixStream::connect(&self.socket));
+        let stream = connecting.await.map_err(|late| refused(late.into()))?.map_err(refused)?;
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+        // The connection lives as long as its answer is read; its end is seen there.
+        tokio::spawn(connection.with_upgrades());
+        let response = sender.send_request(request(method, path, body, protocol)?).await?;
+        match (response.status(), protocol) {
+            (StatusCode::SWITCHING_PROTOCOLS, Some(_)) => Ok(response),
+            (status, None) if status.is_success() => Ok(response),
+            (status, _) => Err(refusal(status, response).await),
+        }
+    }
+}
+
+fn request<B: Serialize>(
+    method: Method,
+    path: &str,
+    body: &B,
+    protocol: Option<&str>,
+) -> Result<Request<Full<Bytes>>, ClientError> {
+    let nonsense = |error: &dyn std::fmt::Display| ClientError::Answer(error.to_string());
+    let mut request = Request::builder().method(method).uri(path).header(header::HOST, "dormouse");
+    if let Some(protocol) = protocol {
+        request = request.header(header::CONNECTION, "upgrade").header(header::UPGRADE, protocol);
+    }
+    let body = serde_json::to_vec(body).map_err(|error| nonsense(&error))?;
+    let body = if body == b"null" {
+        Full::default()
+    } else {
+        request = request.header(header::CONTENT_TYPE, "application/json");
+        Full::from(body)
+    };
+    request.body(body).map_err(|error| nonsense(&error))
+}
+
+async fn refusal(status: StatusCode, response: Response<Incoming>) -> ClientError {
+    match collect(response.into_body()).await {
+        Ok(bytes) => match serde_json::from_slice::<ApiError>(&bytes) {
+            Ok(error) => error.into(),
+            Err(_) => ClientError::Answer(format!("status {status}: {}", String::from_utf8_lossy(&bytes))),
+        },
+        Err(error) => error,
+    }
+}
+
+async fn collect(body: Incoming) -> Result<Bytes, ClientError> {
+    let collected = Limited::new(body, ANSWER_BYTES_MAX).collect().await;
+    let collected = collected.map_err(|error| match error.downcast::<hyper::Error>() {
+        Ok(error) => ClientError::Http(*error),
+        Err(error) if error.is::<LengthLimitError>() => ClientError::Answer("it is too long".to_owned()),
+        Err(error) => ClientError::Answer(error.to_string()),
+    })?;
+    Ok(collected.to_bytes())
+}
+
+/// An answer that goes on: one JSON value a line, or plain bytes.
+#[derive(Debug)]
+pub struct JsonLines {
+    body: Incoming,
+    buffer: Vec<u8>,
+}
+
+impl JsonLines {
+    /// The next value; `None` once the other side has ended the answer.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn next<T: DeserializeOwned>(&mut self) -> Result<Option<T>, ClientError> {
+        loop {
+            if let Some(end) = self.buffer.iter().position(|byte| *byte == b'\n') {
+                let line: Vec<u8> = self.buffer.drain(..=end).collect();
+                return serde_json::from_slice(&line)
+                    .map(Some)
+                    .map_err(|error| ClientError::Answer(error.to_string()));
+            }
+            if self.buffer.len() > ANSWER_BYTES_MAX {
+                return Err(ClientError::Answer("a line is too long".to_owned()));
+            }
+            match self.bytes().await? {
+                Some(bytes) => self.buffer.extend_from_slice(&bytes),
+                None => return Ok(None),
+            }
+        }
+    }
+
+    /// The next bytes as they come; `None` once the other side has ended the answer.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn bytes(&mut self) -> Result<Option<Bytes>, ClientError> {
+        while let Some(frame) = self.body.frame().await {
+            if let Ok(bytes) = frame?.into_data() {
+                return Ok(Some(bytes));
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// Reads the one JSON line with which an upgraded connection begins.
+///
+/// # Errors
+/// See [`ClientError`].
+pub async fn first_line<T: DeserializeOwned>(stream: &mut BufReader<Upgraded>) -> Result<T, ClientError> {
+    let mut line = String::new();
+    stream.read_line(&mut line).await.map_err(|error| ClientError::Answer(error.to_string()))?;
+    serde_json::from_str(&line).map_err(|error| ClientError::Answer(error.to_string()))
+}

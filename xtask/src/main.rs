@@ -1,3 +1,46 @@
-//! See ARCHITECTURE.md.
+//! What the project makes beside its programs. Run as `cargo xtask COMMAND`.
 
-fn main() {}
+mod busybox_image;
+mod guest_image;
+mod shell;
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(about = "What the project makes beside its programs")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Make the guest image from Debian 13 packages, and publish it in a store of images.
+    GuestImage {
+        /// The store.
+        #[arg(long, default_value = "build/images")]
+        out: PathBuf,
+        /// Where packages and intermediate files are kept between builds.
+        #[arg(long, default_value = "build/guest")]
+        work: PathBuf,
+        /// Ask Debian's archive again, even if packages were fetched before.
+        #[arg(long)]
+        update: bool,
+    },
+    /// Make a small container image, `busybox:latest`, from Debian's busybox, to be read by `docker load`.
+    BusyboxImage {
+        /// The archive.
+        #[arg(long, default_value = "build/busybox.tar")]
+        out: PathBuf,
+    },
+}
+
+fn main() -> Result<()> {
+    match Arguments::parse().command {
+        Command::GuestImage { out, work, update } => guest_image::build(&out, &work, update),
+        Command::BusyboxImage { out } => busybox_image::build(&out),
+    }
+}

@@ -25,6 +25,7 @@ const EPOCH_SECONDS: u32 = 1_700_000_000;
 const PACKAGES: &str = include_str!("../../guest/packages");
 const DROP: &str = include_str!("../../guest/drop");
 const MODULES_INITRAMFS: &str = include_str!("../../guest/modules-initramfs");
+const MODULES_DROP: &str = include_str!("../../guest/modules-drop");
 const MODULES_BOOT: &str = include_str!("../../guest/modules-boot");
 
 /// The lines of a recipe file, without comments.

@@ -7,7 +7,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 
-use super::{DROP, EPOCH_SECONDS, MODULES_BOOT, lines, modules};
+use super::{DROP, EPOCH_SECONDS, MODULES_BOOT, MODULES_DROP, lines, modules};
 use crate::shell::run;
 
 /// Unpacks the packages into `tree` and makes a root file system of them. The kernel goes beside it, into `boot`.
@@ -138,6 +138,9 @@ fn write_certificates(tree: &Path) -> Result<()> {
 fn unpack_modules(tree: &Path) -> Result<()> {
     let release = modules::release(tree)?;
     let folder = tree.join("usr/lib/modules").join(&release);
+    for path in lines(MODULES_DROP) {
+        drop_path(&folder.join("kernel"), path)?;
+    }
     run(Command::new("find").arg(&folder).args(["-name", "*.ko.xz", "-exec", "xz", "-d", "-q", "{}", "+"]))?;
     run(Command::new("depmod").arg("-b").arg(tree.join("usr")).arg(&release))?;
     let order = modules::load_order(tree, &release, lines(MODULES_BOOT))?;

@@ -5,11 +5,14 @@
 //! begins (the host is yamux's client, the guest its server).
 //!
 //! ```text
-//! host  -> guest   DORM/1 <nonce>\n                     the nonce: 32 hex digits, new for each connection
-//! guest -> host    DORM/1 <nonce> <boot>\n              the same nonce; boot: 32 hex digits, one guest kernel
+//! host  -> guest   DORM/1 <nonce>\n             the nonce: 32 hex digits, new for each connection; may be repeated
+//! guest -> host    DORM/1 <nonce> <boot>\n      to each of these; boot: 32 hex digits, one guest kernel
+//! host  -> guest   DORM/1 <nonce> go\n          once; then the host's yamux
+//! guest -> host    DORM/1 <nonce> ready\n       once; then the guest's yamux
 //! ```
 //!
-//! Everything before a line that carries the expected magic (and, for the host, its own nonce) is dropped.
+//! Everything else is dropped by both sides until they have read the other's last line, so neither an earlier peer's
+//! bytes nor a question or answer that was repeated reaches yamux.
 //!
 //! On the port `agent` the host opens one yamux stream per [`Request`]: a length-prefixed JSON frame, answered by a
 //! length-prefixed JSON [`Reply`], after which the stream belongs to what was asked for:

@@ -6,6 +6,8 @@ use std::fmt;
 pub const PREAMBLE_LINE_MAX: usize = 128;
 
 const MAGIC: &str = "DORM/1 ";
+const GO: &str = "go";
+const READY: &str = "ready";
 
 /// Names one connection of the host to a port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,6 +40,30 @@ impl Nonce {
     pub fn to_guest(self) -> String {
         // The line end before the magic closes whatever an earlier peer left half-written.
         format!("\n{MAGIC}{self}\n")
+    }
+
+    /// The host's last line: what follows in this direction is yamux.
+    #[must_use]
+    pub fn go(self) -> String {
+        format!("\n{MAGIC}{self} {GO}\n")
+    }
+
+    /// The guest's last line: what follows in this direction is yamux.
+    #[must_use]
+    pub fn ready(self) -> String {
+        format!("\n{MAGIC}{self} {READY}\n")
+    }
+
+    /// Is this line, without its line end, the host's last one?
+    #[must_use]
+    pub fn is_go(self, line: &[u8]) -> bool {
+        strip(line).is_ok_and(|text| text == format!("{self} {GO}"))
+    }
+
+    /// Is this line, without its line end, the guest's last one?
+    #[must_use]
+    pub fn is_ready(self, line: &[u8]) -> bool {
+        strip(line).is_ok_and(|text| text == format!("{self} {READY}"))
     }
 
     /// The guest's answer.
@@ -89,6 +115,11 @@ mod tests {
         let (nonce, boot) = (Nonce(7), Boot(u128::MAX));
         assert_eq!(Nonce::from_host(nonce.to_guest().trim().as_bytes()), Ok(nonce));
         assert_eq!(nonce.from_guest(nonce.to_host(boot).trim().as_bytes()), Ok(boot));
+        assert!(nonce.is_go(nonce.go().trim().as_bytes()) && !nonce.is_go(nonce.ready().trim().as_bytes()));
+        assert!(
+            nonce.is_ready(nonce.ready().trim().as_bytes())
+                && !Nonce(8).is_ready(nonce.ready().trim().as_bytes())
+        );
     }
 
     #[test]

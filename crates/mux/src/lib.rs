@@ -1,1 +1,16 @@
-//! See ARCHITECTURE.md.
+//! The agent channel: yamux streams over any byte stream, and what the host does with them.
+//!
+//! - [`connect`] and [`answer`] are the two sides of the preamble, by which host and guest find each other;
+//! - [`Mux`] opens and accepts streams; one task owns the connection and moves it;
+//! - [`Agent`] is the host's typed side of the port `agent`;
+//! - [`read_json`] and [`write_json`] are the frames in front of a stream's own bytes.
+
+mod agent;
+mod json;
+mod multiplexer;
+mod preamble;
+
+pub use agent::{Agent, AgentError, ProcessStreamError, RootProcess, Watch, read_process_frame};
+pub use json::{JsonError, read_json, write_json};
+pub use multiplexer::{Limits, Mux, MuxError, Stream};
+pub use preamble::{HandshakeError, answer, connect};

@@ -1,0 +1,188 @@
+//! The host's typed side of the port `agent`.
+
+use std::time::Duration;
+
+use dormouse_agent_proto::{
+    Answer, Failure, GuestEvent, ProcessFrame, ProcessFrameError, Reply, Request, RunProcess, Target, VERSION,
+};
+use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::time::timeout;
+
+use crate::{JsonError, Mux, MuxError, Stream, read_json, write_json};
+
+/// Longest wait for a reply.
+const REPLY_WITHIN: Duration = Duration::from_secs(10);
+
+/// Longest wait for file systems to reach the disk, or for the engine to stop in order.
+const SLOW_REPLY_WITHIN: Duration = Duration::from_secs(60);
+
+/// Why the guest didn't do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    /// No stream could be had.
+    #[error(transparent)]
+    Mux(#[from] MuxError),
+    /// The stream broke, or carried nonsense.
+    #[error(transparent)]
+    Json(#[from] JsonError),
+    /// No reply came in time.
+    #[error("the guest did not reply within {} s", .0.as_secs())]
+    Late(Duration),
+    /// The guest said no.
+    #[error("{}", .0.message)]
+    Failed(Failure),
+    /// The reply doesn't fit the question.
+    #[error("the guest's reply makes no sense")]
+    Nonsense,
+}
+
+/// Speaks to `dorm-init`.
+#[derive(Debug, Clone)]
+pub struct Agent {
+    mux: Mux,
+}
+
+impl Agent {
+    /// An agent behind this channel, whose preamble is done.
+    #[must_use]
+    pub fn new(mux: Mux) -> Self {
+        Self { mux }
+    }
+
+    /// Waits for the end of the channel, and says why it ended.
+    pub async fn closed(&self) -> String {
+        self.mux.closed().await
+    }
+
+    /// Asks who is there, and checks that it is who answered the preamble.
+    ///
+    /// # Errors
+    /// See [`AgentError`].
+    pub async fn hello(&self, nonce: &str) -> Result<Answer, AgentError> {
+        let request = Request::Hello { version: VERSION, nonce: nonce.to_owned() };
+        let (answer, _) = self.ask(request, REPLY_WITHIN).await?;
+        match &answer {
+            Answer::Hello { nonce: echoed, .. } if echoed == nonce => Ok(answer),
+            _ => Err(AgentError::Nonsense),
+        }
+    }
+
+    /// Connects to a socket in the guest.
+    ///
+    /// # Errors
+    /// See [`AgentError`].
+    pub async fn dial(&self, target: Target) -> Result<Stream, AgentError> {
+        Ok(self.ask(Request::Dial(target), REPLY_WITHIN).await?.1)
+    }
+
+    /// Starts a root process.
+    ///
+    /// # Errors
+    /// See [`AgentError`].
+    pub async fn run(&self, process: RunProcess) -> Result<RootProcess, AgentError> {
+        let (answer, stream) = self.ask(Request::Run(process), REPLY_WITHIN).await?;
+        match answer {
+            Answer::Running { pid } => Ok(RootProcess { pid, stream }),
+            _ => Err(AgentError::Nonsense),
+        }
+    }
+
+    /// Listens to what happens in the guest.
+    ///
+    /// # Errors
+    /// See [`AgentError`].
+    pub async fn watch(&self) -> Result<Watch, AgentError> {
+        Ok(Watch { stream: self.ask(Request::Watch, REPLY_WITHIN).await?.1 })
+    }
+
+    /// Flushes the guest's file systems.
+    ///
+    /// # Errors
+    /// See [`AgentError`].
+    pub async fn sync(&self) -> Result<(), AgentError> {
+        self.ask(Request::Sync, SLOW_REPLY_WITHIN).await.map(drop)
+    }
+
+    /// Sets the guest's clock, in nanoseconds since the Unix epoch.
+    ///
+    /// # Errors
+    /// See [`AgentError`].
+    pub async fn set_clock(&self, unix_nanos: u64) -> Result<(), AgentError> {
+        self.ask(Request::SetClock { unix_nanos }, REPLY_WITHIN).await.map(drop)
+    }
+
+    /// Asks the guest to stop its engine and to power off.
+    ///
+    /// # Errors
+    /// See [`AgentError`].
+    pub async fn power_off(&self) -> Result<(), AgentError> {
+        self.ask(Request::PowerOff, SLOW_REPLY_WITHIN).await.map(drop)
+    }
+
+    async fn ask(&self, request: Request, within: Duration) -> Result<(Answer, Stream), AgentError> {
+        let asking = async {
+            let mut stream = self.mux.open().await?;
+            write_json(&mut stream, &request).await?;
+            match read_json(&mut stream).await? {
+                Reply::Ok(answer) => Ok((answer, stream)),
+                Reply::Err(failure) => Err(AgentError::Failed(failure)),
+            }
+        };
+        timeout(within, asking).await.map_err(|_| AgentError::Late(within))?
+    }
+}
+
+/// What happens in the guest, as it happens.
+#[derive(Debug)]
+pub struct Watch {
+    stream: Stream,
+}
+
+impl Watch {
+    /// The next event.
+    ///
+    /// # Errors
+    /// When the channel ends, or carries nonsense.
+    pub async fn next(&mut self) -> Result<GuestEvent, JsonError> {
+        read_json(&mut self.stream).await
+    }
+}
+
+/// A process in the VM's root namespace. Dropping it hangs up on the process.
+#[derive(Debug)]
+pub struct RootProcess {
+    /// Process id in the guest.
+    pub pid: u32,
+    /// [`ProcessFrame`]s in both directions.
+    pub stream: Stream,
+}
+
+/// Why a stream of process frames ended early.
+#[derive(Debug, thiserror::Error)]
+pub enum ProcessStreamError {
+    /// The stream broke.
+    #[error("the stream broke: {0}")]
+    Io(#[from] std::io::Error),
+    /// It carried nonsense.
+    #[error(transparent)]
+    Frame(#[from] ProcessFrameError),
+}
+
+/// Reads one process frame; `None` at the end of the stream. `buffer` keeps what came beyond it.
+///
+/// # Errors
+/// See [`ProcessStreamError`].
+pub async fn read_process_frame(
+    stream: &mut (impl AsyncRead + Unpin),
+    buffer: &mut Vec<u8>,
+) -> Result<Option<ProcessFrame>, ProcessStreamError> {
+    loop {
+        if let Some((frame, used)) = ProcessFrame::decode(buffer)? {
+            buffer.drain(..used);
+            return Ok(Some(frame));
+        }
+        if stream.read_buf(buffer).await? == 0 {
+            return Ok(None);
+        }
+    }
+}

@@ -1,0 +1,220 @@
+//! Being up: Running and Counting, and what keeps the VM there.
+
+use alloc::vec::Vec;
+
+use crate::action::{Action, SleepHow, SleepOutcome};
+use crate::config::{Limits, RunningContainers};
+use crate::hold::{Census, Claims, Text};
+use crate::id::{Ask, Generation, RequestId};
+use crate::lease::answer;
+use crate::phase::{Cause, Committed, Counting, Disk, Engine, Phase, Rest, Running, Stopping, Then, Vm};
+use crate::session::{Mode, Session, Step, idle_deadline};
+
+impl Session {
+    /// Whether anything strong holds this VM.
+    pub(crate) fn is_held(&self, vm: &Vm) -> bool {
+        !vm.leases.is_empty() || !self.pins.is_empty() || vm.census.holds(self.running_containers())
+    }
+
+    /// Running containers may only sleep where there is a suspend to keep them.
+    pub(crate) fn running_containers(&self) -> RunningContainers {
+        match self.config.idle_action {
+            SleepHow::Stop => RunningContainers::Hold,
+            SleepHow::Suspend => self.config.running,
+        }
+    }
+
+    /// Has a VM run, as busy or as idle as it is.
+    pub(crate) fn settle(&mut self, step: &mut Step<'_>, vm: Vm) {
+        if self.mode == Mode::Leaving {
+            self.leave(step, vm);
+            return;
+        }
+        if let Engine::Dead(details) = &vm.engine {
+            let details = details.clone();
+            self.crash_alive(step, vm, Claims::new(), Cause::EngineDied, details);
+            return;
+        }
+        let rest = match vm.disk {
+            Disk::Failing(_) => Rest::Paused {
+                retry_at: step.now.after(self.config.limits.io_retry),
+                give_up_at: step.now.after(self.config.limits.io_give_up),
+            },
+            Disk::Writable if self.is_held(&vm) => Rest::Busy,
+            Disk::Writable => {
+                Rest::Idle { since: step.now, deadline: idle_deadline(&self.config, step.now, vm.not_before) }
+            }
+        };
+        self.enter(step, Phase::Running(Running { vm, rest }));
+    }
+
+    /// Looks again at whether the VM is held, after something that holds came or went.
+    pub(crate) fn review(&mut self, step: &mut Step<'_>) {
+        let changed = match &self.phase {
+            Phase::Running(Running { vm, rest }) => match rest {
+                Rest::Busy => !self.is_held(vm),
+                Rest::Idle { .. } => self.is_held(vm),
+                Rest::Paused { .. } => false,
+            },
+            Phase::Counting(counting) => self.is_held(&counting.vm),
+            Phase::Absent
+            | Phase::Starting(_)
+            | Phase::Committed(_)
+            | Phase::Stopping(_)
+            | Phase::Terminated(_) => false,
+        };
+        if changed {
+            self.resettle(step, &SleepOutcome::Busy);
+        }
+    }
+
+    /// Decides anew whether a VM that is up is busy or idle. A count under way is called off.
+    fn resettle(&mut self, step: &mut Step<'_>, outcome: &SleepOutcome) {
+        match self.phase.take() {
+            Phase::Running(running) => self.settle(step, running.vm),
+            Phase::Counting(counting) => {
+                answer(step, counting.requests, outcome);
+                self.settle(step, counting.vm);
+            }
+            phase @ (Phase::Absent
+            | Phase::Starting(_)
+            | Phase::Committed(_)
+            | Phase::Stopping(_)
+            | Phase::Terminated(_)) => self.phase = phase,
+        }
+    }
+
+    /// Asks the engine what runs. The question is no activity.
+    pub(crate) fn begin_counting(&mut self, step: &mut Step<'_>, vm: Vm, requests: Vec<RequestId>) {
+        self.count(step, vm, requests, 0);
+    }
+
+    fn count(&mut self, step: &mut Step<'_>, mut vm: Vm, requests: Vec<RequestId>, unanswered: u8) {
+        let bound = self.config.limits.count;
+        step.act(Action::CountContainers { ask: vm.next_ask(), bound });
+        let deadline = step.now.after(bound);
+        self.enter(step, Phase::Counting(Counting { vm, unanswered, deadline, requests }));
+    }
+
+    pub(crate) fn count_unanswered(&mut self, step: &mut Step<'_>, counting: Counting) {
+        let unanswered = counting.unanswered + 1;
+        if unanswered < Limits::COUNTS {
+            self.count(step, counting.vm, counting.requests, unanswered);
+        } else {
+            answer(step, counting.requests, &SleepOutcome::Terminated);
+            let details = "the engine didn't say what runs".into();
+            self.crash_alive(step, counting.vm, Claims::new(), Cause::EngineSilent, details);
+        }
+    }
+
+    /// The engine has answered. Looking at what holds and the commit are this one step.
+    pub(crate) fn containers_counted(&mut self, step: &mut Step<'_>, ask: Ask, census: Option<Census>) {
+        let Phase::Counting(counting) = &self.phase else { return };
+        if counting.vm.current_ask() != ask {
+            return;
+        }
+        let Phase::Counting(mut counting) = self.phase.take() else { return };
+        let Some(census) = census else {
+            self.count_unanswered(step, counting);
+            return;
+        };
+        counting.vm.set_census(step.now, census);
+        if self.is_held(&counting.vm) {
+            answer(step, counting.requests, &SleepOutcome::Busy);
+            self.settle(step, counting.vm);
+            return;
+        }
+        let by = self.sleep_how(&counting.vm);
+        self.commit(step, counting.vm, by, Then::Absent, counting.requests);
+    }
+
+    /// By what means an idle VM is put to sleep: as set, but a VM whose suspend failed and in which nothing runs
+    /// is stopped.
+    pub(crate) fn sleep_how(&self, vm: &Vm) -> SleepHow {
+        match self.config.idle_action {
+            SleepHow::Suspend if vm.failed_suspends > 0 && !vm.census.is_working() => SleepHow::Stop,
+            how @ (SleepHow::Stop | SleepHow::Suspend) => how,
+        }
+    }
+
+    pub(crate) fn containers_changed(&mut self, step: &mut Step<'_>, generation: Generation, census: Census) {
+        let now = step.now;
+        let Some(vm) = self.current_vm(generation) else { return };
+        vm.set_census(now, census);
+        step.publish();
+        self.review(step);
+    }
+
+    pub(crate) fn vm_paused(&mut self, step: &mut Step<'_>, generation: Generation, reason: Text) {
+        let Some(vm) = self.current_vm(generation) else { return };
+        if vm.disk == Disk::Writable {
+            vm.disk = Disk::Failing(reason);
+            step.publish();
+            self.resettle(step, &SleepOutcome::Busy);
+        }
+    }
+
+    pub(crate) fn vm_resumed(&mut self, step: &mut Step<'_>, generation: Generation) {
+        let Some(vm) = self.current_vm(generation) else { return };
+        if vm.disk != Disk::Writable {
+            vm.disk = Disk::Writable;
+            step.publish();
+            self.resettle(step, &SleepOutcome::Busy);
+        }
+    }
+
+    pub(crate) fn resume_or_give_up(&mut self, step: &mut Step<'_>, vm: Vm, give_up_at: crate::Timestamp) {
+        if give_up_at <= step.now {
+            let details = match &vm.disk {
+                Disk::Failing(reason) => reason.clone(),
+                Disk::Writable => "the VM stayed paused".into(),
+            };
+            self.crash_alive(step, vm, Claims::new(), Cause::IoError, details);
+            return;
+        }
+        step.act(Action::ResumeVm { generation: vm.generation });
+        let retry_at = step.now.after(self.config.limits.io_retry);
+        self.phase = Phase::Running(Running { vm, rest: Rest::Paused { retry_at, give_up_at } });
+    }
+
+    /// The engine is lost. A VM that is being put to sleep is only told of it if it comes back.
+    pub(crate) fn engine_died(&mut self, step: &mut Step<'_>, generation: Generation, reason: Text) {
+        let Some(vm) = self.current_vm(generation) else { return };
+        vm.engine = Engine::Dead(reason);
+        self.resettle(step, &SleepOutcome::Terminated);
+    }
+
+    /// The VM of this generation, as long as it is whole.
+    fn current_vm(&mut self, generation: Generation) -> Option<&mut Vm> {
+        self.phase.vm_mut().filter(|vm| vm.generation == generation)
+    }
+
+    /// Somebody wants the sleep now: the same path, with all its guards, but for the grace period.
+    pub(crate) fn sleep_requested(&mut self, step: &mut Step<'_>, request: RequestId) {
+        let outcome = match &mut self.phase {
+            Phase::Absent | Phase::Terminated(_) => SleepOutcome::NoVm,
+            Phase::Starting(_) => SleepOutcome::Busy,
+            Phase::Running(_) if !self.config.storage.may_sleep() => SleepOutcome::Disabled,
+            Phase::Running(Running { rest: Rest::Busy, .. }) => SleepOutcome::Busy,
+            Phase::Running(Running { rest: Rest::Paused { .. }, .. }) => {
+                SleepOutcome::Failed("the VM is paused by an I/O error".into())
+            }
+            Phase::Running(Running { rest: Rest::Idle { .. }, .. }) => {
+                if let Phase::Running(running) = self.phase.take() {
+                    self.begin_counting(step, running.vm, Vec::from([request]));
+                }
+                return;
+            }
+            Phase::Counting(Counting { requests, .. })
+            | Phase::Committed(Committed { requests, .. })
+            | Phase::Stopping(Stopping { requests, .. }) => {
+                if requests.len() < Limits::REQUESTS {
+                    requests.push(request);
+                    return;
+                }
+                SleepOutcome::TooMany
+            }
+        };
+        answer(step, [request], &outcome);
+    }
+}

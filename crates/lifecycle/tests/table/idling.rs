@@ -1,0 +1,264 @@
+//! What keeps a VM up, and when it begins to sleep.
+
+use std::time::Duration;
+
+use dormouse_lifecycle::*;
+
+use crate::desk::*;
+
+const GRACE: Duration = Duration::from_secs(30);
+
+#[test]
+fn the_grace_period_runs_from_the_last_hold_and_any_activity_restarts_it() {
+    let mut desk = Desk::running(Config::default());
+    assert_eq!(desk.session.next_deadline(), None, "a lease holds");
+    desk.release(1);
+    assert_eq!(desk.session.next_deadline(), Some(desk.now.after(GRACE)));
+    desk.wait(Duration::from_secs(29));
+    desk.ask(2);
+    assert_eq!(desk.session.next_deadline(), None);
+    desk.release(2);
+    assert_eq!(desk.session.next_deadline(), Some(desk.now.after(GRACE)));
+}
+
+#[test]
+fn an_idle_vm_is_counted_then_told_then_stopped() {
+    let mut desk = Desk::running(Config::default());
+    desk.release(1);
+    let ask = Ask { generation: g(1), sequence: 1 };
+    assert_eq!(desk.due(), [Action::CountContainers { ask, bound: Duration::from_secs(5) }]);
+    assert_eq!(desk.phase(), PhaseName::Counting);
+    let hooks = hooks_ask(&desk.counted(1, NOTHING));
+    let actions = desk.act(Event::HooksDone { ask: hooks });
+    let sleep = sleep_ask(&actions);
+    assert_eq!(
+        actions,
+        [Action::BeginSleep { ask: sleep, how: SleepHow::Stop, bound: Duration::from_secs(60) }]
+    );
+    assert_eq!(desk.act(Event::SleepDone { ask: sleep }), []);
+    assert_eq!((desk.phase(), desk.session.next_deadline()), (PhaseName::Absent, None));
+}
+
+#[test]
+fn a_lease_calls_the_count_off_and_the_late_answer_counts_for_nothing() {
+    let mut desk = Desk::running(Config::default());
+    desk.release(1);
+    desk.due();
+    assert_eq!(desk.ask(2), [granted(2, 1)]);
+    assert_eq!(desk.phase(), PhaseName::Running);
+    assert_eq!(desk.counted(1, NOTHING), []);
+    desk.release(2);
+    desk.due();
+    assert_eq!(desk.counted(1, NOTHING), [], "an answer to the question before");
+    assert_eq!(desk.phase(), PhaseName::Counting);
+}
+
+#[test]
+fn a_container_that_was_counted_keeps_the_vm_up_until_it_ends() {
+    let mut desk = Desk::running(Config::default());
+    desk.release(1);
+    desk.due();
+    assert_eq!(desk.counted(1, RUNNING), []);
+    assert_eq!((desk.phase(), desk.session.next_deadline()), (PhaseName::Running, None));
+    desk.act(Event::ContainersChanged { generation: g(1), census: NOTHING });
+    assert_eq!(desk.session.next_deadline(), Some(desk.now.after(GRACE)));
+}
+
+#[test]
+fn containers_hold_by_what_a_stop_would_cut_short() {
+    use ContainerState::*;
+    for (state, holds) in [
+        (Created, false),
+        (Running, true),
+        (Paused, true),
+        (Restarting, true),
+        (Removing, true),
+        (Exited, false),
+        (Dead, false),
+    ] {
+        let mut desk = Desk::running(Config::default());
+        desk.release(1);
+        desk.act(Event::ContainersChanged { generation: g(1), census: Census::of([state, Exited]) });
+        assert_eq!(desk.session.next_deadline().is_none(), holds, "{state:?}");
+    }
+}
+
+#[test]
+fn an_exec_holds_even_where_running_containers_may_be_suspended() {
+    let mut desk = Desk::running(Config { running: RunningContainers::Suspend, ..suspending() });
+    desk.release(1);
+    desk.act(Event::ContainersChanged { generation: g(1), census: RUNNING });
+    assert!(desk.session.next_deadline().is_some());
+    assert!(desk.session.holds().iter().all(|hold| hold.weak));
+    desk.act(Event::ContainersChanged { generation: g(1), census: Census { execs: 1, ..RUNNING } });
+    assert_eq!(desk.session.next_deadline(), None);
+}
+
+#[test]
+fn running_containers_hold_where_the_vm_would_be_stopped() {
+    let mut desk = Desk::running(Config { running: RunningContainers::Suspend, ..Config::default() });
+    desk.release(1);
+    desk.act(Event::ContainersChanged { generation: g(1), census: RUNNING });
+    assert_eq!(desk.session.next_deadline(), None);
+}
+
+#[test]
+fn an_engine_that_never_says_what_runs_is_dead() {
+    let mut desk = Desk::running(Config::default());
+    desk.release(1);
+    desk.due();
+    for sequence in 2..=3 {
+        let ask = Ask { generation: g(1), sequence };
+        assert_eq!(desk.due(), [Action::CountContainers { ask, bound: Duration::from_secs(5) }]);
+    }
+    let actions = desk.due();
+    assert!(kills(&actions, 1), "{actions:?}");
+    desk.exited(1);
+    let termination = desk.session.termination().unwrap();
+    assert_eq!((termination.reason, termination.cause), (TerminationReason::Crashed, Cause::EngineSilent));
+}
+
+#[test]
+fn a_pin_holds_a_vm_that_is_up_and_starts_none() {
+    let mut desk = Desk::new(Config::default());
+    let pin = |until| Event::PinSet { pin: PinId(1), owner: "me".into(), reason: "demo".into(), until };
+    assert_eq!(desk.act(pin(None)), []);
+    assert_eq!(desk.phase(), PhaseName::Absent);
+    desk.ask(1);
+    desk.ready(1);
+    desk.release(1);
+    assert_eq!(desk.session.next_deadline(), None);
+    desk.act(Event::PinRemoved { pin: PinId(1) });
+    assert_eq!(desk.session.next_deadline(), Some(desk.now.after(GRACE)));
+}
+
+#[test]
+fn a_pin_ends_when_its_time_has_come_and_the_grace_period_follows() {
+    let mut desk = Desk::running(Config::default());
+    let until = Some(desk.now.after(Duration::from_secs(7200)));
+    desk.act(Event::PinSet { pin: PinId(1), owner: "me".into(), reason: "demo".into(), until });
+    desk.release(1);
+    assert_eq!(desk.session.next_deadline(), until);
+    desk.due();
+    assert_eq!(desk.session.next_deadline(), Some(desk.now.after(GRACE)));
+    assert_eq!(desk.persisted.pins, []);
+}
+
+#[test]
+fn a_pin_calls_a_count_off_but_comes_too_late_for_a_commit() {
+    let pin = Event::PinSet { pin: PinId(1), owner: "me".into(), reason: "demo".into(), until: None };
+    let mut desk = Desk::running(Config::default());
+    desk.release(1);
+    desk.due();
+    desk.act(pin.clone());
+    assert_eq!((desk.phase(), desk.session.next_deadline()), (PhaseName::Running, None));
+    let (mut desk, _) = Desk::committed(Config::default());
+    assert_eq!(desk.act(pin), []);
+    assert_eq!(desk.phase(), PhaseName::Committed);
+}
+
+#[test]
+fn a_weak_hold_is_listed_and_outlives_the_vm_but_keeps_nothing_awake() {
+    let mut desk = Desk::running(Config::default());
+    desk.act(Event::WeakAdded {
+        weak: WeakId(1),
+        kind: HoldKind::Events,
+        owner: "docker".into(),
+        reason: "/events".into(),
+    });
+    desk.release(1);
+    desk.due();
+    let ask = hooks_ask(&desk.counted(1, NOTHING));
+    let ask = sleep_ask(&desk.act(Event::HooksDone { ask }));
+    desk.act(Event::SleepDone { ask });
+    assert_eq!(desk.phase(), PhaseName::Absent);
+    assert_eq!(desk.session.holds().len(), 1);
+    desk.act(Event::WeakRemoved { weak: WeakId(1) });
+    assert_eq!(desk.session.holds(), []);
+}
+
+#[test]
+fn the_grace_period_can_be_changed_while_it_runs() {
+    let mut desk = Desk::running(Config::default());
+    desk.release(1);
+    let idle_since = desk.now;
+    desk.wait(Duration::from_secs(20));
+    desk.act(Event::GraceChanged(Grace::After(Duration::from_secs(60))));
+    assert_eq!(desk.session.next_deadline(), Some(idle_since.after(Duration::from_secs(60))));
+    desk.act(Event::GraceChanged(Grace::Never));
+    assert_eq!(desk.session.next_deadline(), None);
+    desk.act(Event::GraceChanged(Grace::After(Duration::ZERO)));
+    assert_eq!(desk.session.next_deadline(), Some(idle_since), "due already");
+    assert!(matches!(desk.due()[..], [Action::CountContainers { .. }]));
+}
+
+#[test]
+fn an_ephemeral_session_is_never_put_to_sleep() {
+    let mut desk = Desk::running(Config { storage: Storage::Ephemeral, ..Config::default() });
+    desk.release(1);
+    assert_eq!(desk.session.next_deadline(), None);
+    let request = RequestId(1);
+    assert_eq!(
+        desk.act(Event::SleepRequested { request }),
+        [Action::AnswerSleep { request, outcome: SleepOutcome::Disabled }]
+    );
+}
+
+#[test]
+fn a_request_to_sleep_is_answered_with_what_happened() {
+    let request = RequestId(7);
+    let sleep = Event::SleepRequested { request };
+    let answer = |outcome| Action::AnswerSleep { request, outcome };
+    let mut desk = Desk::new(Config { grace: Grace::Never, ..Config::default() });
+    assert_eq!(desk.act(sleep.clone()), [answer(SleepOutcome::NoVm)]);
+    desk.ask(1);
+    assert_eq!(desk.act(sleep.clone()), [answer(SleepOutcome::Busy)]);
+    desk.ready(1);
+    assert_eq!(desk.act(sleep.clone()), [answer(SleepOutcome::Busy)]);
+    desk.release(1);
+    assert!(matches!(desk.act(sleep.clone())[..], [Action::CountContainers { .. }]));
+    assert_eq!(desk.counted(1, RUNNING), [answer(SleepOutcome::Busy)]);
+    desk.act(Event::ContainersChanged { generation: g(1), census: NOTHING });
+    desk.act(sleep.clone());
+    assert_eq!(desk.ask(2), [granted(2, 1), answer(SleepOutcome::Busy)]);
+    desk.release(2);
+    desk.act(sleep);
+    let ask = hooks_ask(&desk.counted(3, NOTHING));
+    let ask = sleep_ask(&desk.act(Event::HooksDone { ask }));
+    let outcome = SleepOutcome::Asleep { generation: g(1), how: SleepHow::Stop };
+    assert_eq!(desk.act(Event::SleepDone { ask }), [answer(outcome)]);
+}
+
+#[test]
+fn a_vm_paused_by_an_io_error_is_tried_again_and_serves_nobody_new() {
+    let mut desk = Desk::running(Config::default());
+    let paused = Event::VmPaused { generation: g(1), reason: "no space".into() };
+    assert_eq!(desk.act(paused), []);
+    assert_eq!(desk.ask(2), [refused(2, Refusal::IoPaused { reason: "no space".into() })]);
+    for _ in 0..10 {
+        assert_eq!(desk.due(), [Action::ResumeVm { generation: g(1) }]);
+    }
+    desk.act(Event::VmResumed { generation: g(1) });
+    assert_eq!(desk.ask(3), [granted(3, 1)]);
+    assert_eq!(desk.session.next_deadline(), None);
+}
+
+#[test]
+fn a_vm_that_stays_paused_is_given_up_as_crashed() {
+    let mut desk = Desk::running(Config::default());
+    let begin = desk.now;
+    desk.act(Event::VmPaused { generation: g(1), reason: "no space".into() });
+    let actions = loop {
+        let actions = desk.due();
+        if actions != [Action::ResumeVm { generation: g(1) }] {
+            break actions;
+        }
+    };
+    assert_eq!(desk.now.since(begin), Duration::from_secs(300));
+    assert!(kills(&actions, 1), "{actions:?}");
+    desk.exited(1);
+    assert_eq!(
+        desk.session.termination().map(|end| (end.cause, &*end.details)),
+        Some((Cause::IoError, "no space"))
+    );
+}

@@ -1,0 +1,9 @@
+//! The core by examples: what is done about an event in a phase. All interleavings are walked in
+//! `dormouse-lifecycle-model`.
+
+mod adopting;
+mod desk;
+mod ending;
+mod idling;
+mod sleeping;
+mod starting;

@@ -20,6 +20,8 @@ mod command;
 mod event;
 
 pub use client::{Client, Closed, ConnectError, Events, ExecuteError, Incoming};
-pub use codec::{CodecError, CommandFailure, Greeting, LINE_BYTES_MAX, LineDecoder, Message};
+pub use codec::{
+    CodecError, CommandFailure, Greeting, LINE_BYTES_MAX, LineDecoder, Message, Version, VersionTriple,
+};
 pub use command::*;
 pub use event::{BlockErrorAction, BlockOperation, Event, ShutdownReason};

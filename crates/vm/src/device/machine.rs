@@ -1,0 +1,55 @@
+//! The machine itself: accelerator, CPU, RAM, and what QEMU may do on the host.
+
+use serde_json::json;
+
+use super::Arguments;
+use crate::config::VmConfig;
+use crate::probe::{Acceleration, Qemu};
+
+/// Name of the machine type, as it stands in snapshot keys. QEMU resolves it to its newest version, and the key holds
+/// the build of QEMU.
+pub(crate) const MACHINE: &str = "q35";
+
+/// The CPU as the guest sees it.
+pub(crate) const fn cpu_model(acceleration: &Acceleration) -> &'static str {
+    match acceleration {
+        Acceleration::Kvm => "host",
+        Acceleration::Emulation { .. } => "max",
+    }
+}
+
+pub(super) fn add(arguments: &mut Arguments, config: &VmConfig, qemu: &Qemu) {
+    for flag in ["-nodefaults", "-no-user-config", "-no-reboot", "-S"] {
+        arguments.flag(flag);
+    }
+    // Not `-nographic`: with it the firmware writes to the serial console, which is the guest's.
+    arguments.option("-display", "none");
+    arguments.option("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny");
+    let accelerator = match qemu.acceleration {
+        Acceleration::Kvm => "kvm",
+        // The default cache of translated code is 1 GiB for each VM.
+        Acceleration::Emulation { .. } => "tcg,thread=multi,tb-size=64",
+    };
+    arguments.option("-accel", accelerator);
+    arguments.option("-cpu", cpu_model(&qemu.acceleration));
+    arguments.option("-smp", config.cpus.to_string());
+    arguments.option("-m", format!("{}M", config.memory_mib));
+    arguments.json(
+        "-object",
+        &json!({
+            "qom-type": "memory-backend-file",
+            "id": "ram",
+            "size": config.memory_bytes(),
+            "mem-path": config.memory_file,
+            // A suspend finds the memory in the file, and free pages can be given back.
+            "share": true,
+            "dump": false,
+            "merge": false,
+        }),
+    );
+    // Everything of a q35 that no guest of ours uses is left out: less to boot, less to attack.
+    arguments.option(
+        "-machine",
+        format!("{MACHINE},memory-backend=ram,usb=off,sata=off,smbus=off,vmport=off,i8042=off"),
+    );
+}

@@ -1,3 +1,52 @@
-//! See ARCHITECTURE.md.
+//! PID 1 of the guest.
+//!
+//! Two processes of this one program:
+//!
+//! ```text
+//! PID 1   mounts the root, starts the second, reaps orphans ── second ended ──► sync, power off
+//!           └─ dorm-init serve    disk, network, containerd, dockerd, the agent channel
+//! ```
+//!
+//! So that reaping every orphan of the guest can't take a child's status from who waits for it, and so that whatever
+//! happens to the second process, the disk is synced and the power goes off in order.
+//!
+//! Parameters of the kernel's command line:
+//!
+//! | parameter | means |
+//! |---|---|
+//! | `dorm.hostname=NAME` | the guest's host name |
+//! | `dorm.ip4=ADDRESS/LENGTH`, `dorm.gw4=ADDRESS` | `eth0`'s address and the way out |
+//! | `dorm.ip6=ADDRESS/LENGTH`, `dorm.gw6=ADDRESS` | the same for IPv6 |
+//! | `dorm.dns=ADDRESS[,ADDRESS...]` | name servers |
 
-fn main() {}
+mod agent;
+mod console;
+mod disk;
+mod engine;
+mod mounts;
+mod network;
+mod parameters;
+mod port;
+mod process;
+mod reap;
+mod serve;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let served = match std::env::args().nth(1).as_deref() {
+        Some("serve") => serve::run(),
+        _ if std::process::id() == 1 => reap::run(),
+        _ => {
+            eprintln!("dorm-init is PID 1 of a Dormouse guest; it does nothing elsewhere");
+            return ExitCode::from(2);
+        }
+    };
+    match served {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            console::say(&format!("failed: {error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,74 @@
+//! `lo`, `eth0`, names.
+
+use std::fs;
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+use anyhow::{Context, Result};
+use rtnetlink::{Handle, LinkUnspec, RouteMessageBuilder};
+
+use crate::parameters::Parameters;
+
+/// Brings the network up as the host wished. A guest without a network card has only `lo`.
+pub(crate) async fn configure(parameters: &Parameters) -> Result<()> {
+    if let Some(hostname) = &parameters.hostname {
+        rustix::system::sethostname(hostname.as_bytes())?;
+        fs::write("/etc/hostname", format!("{hostname}\n"))?;
+        fs::write("/etc/hosts", format!("127.0.0.1 localhost {hostname}\n::1 localhost {hostname}\n"))?;
+    }
+    let servers: String =
+        parameters.name_servers.iter().map(|server| format!("nameserver {server}\n")).collect();
+    fs::write("/etc/resolv.conf", servers)?;
+    let mut id = [0; 16];
+    rustix::rand::getrandom(&mut id, rustix::rand::GetRandomFlags::empty())?;
+    fs::write("/etc/machine-id", format!("{:032x}\n", u128::from_ne_bytes(id)))?;
+
+    let (connection, handle, _) = rtnetlink::new_connection().context("can't speak netlink")?;
+    tokio::spawn(connection);
+    up(&handle, index("lo")?).await?;
+    if let Ok(card) = index("eth0") {
+        up(&handle, card).await?;
+        addresses(&handle, card, parameters).await?;
+    }
+    Ok(())
+}
+
+async fn up(handle: &Handle, index: u32) -> Result<()> {
+    handle
+        .link()
+        .set(LinkUnspec::new_with_index(index).up().build())
+        .execute()
+        .await
+        .context("can't bring a link up")
+}
+
+async fn addresses(handle: &Handle, card: u32, parameters: &Parameters) -> Result<()> {
+    if let Some((address, length)) = parameters.address4 {
+        handle
+            .address()
+            .add(card, address.into(), length)
+            .execute()
+            .await
+            .context("can't set the IPv4 address")?;
+    }
+    if let Some((address, length)) = parameters.address6 {
+        handle
+            .address()
+            .add(card, address.into(), length)
+            .execute()
+            .await
+            .context("can't set the IPv6 address")?;
+    }
+    if let Some(gateway) = parameters.gateway4 {
+        let route = RouteMessageBuilder::<Ipv4Addr>::new().gateway(gateway).output_interface(card).build();
+        handle.route().add(route).execute().await.context("can't set the IPv4 route")?;
+    }
+    if let Some(gateway) = parameters.gateway6 {
+        let route = RouteMessageBuilder::<Ipv6Addr>::new().gateway(gateway).output_interface(card).build();
+        handle.route().add(route).execute().await.context("can't set the IPv6 route")?;
+    }
+    Ok(())
+}
+
+fn index(link: &str) -> Result<u32> {
+    Ok(fs::read_to_string(format!("/sys/class/net/{link}/ifindex"))?.trim().parse()?)
+}

@@ -1,0 +1,257 @@
+//! Root processes: a program in the guest whose input and output are a stream of the agent channel.
+
+use std::fs;
+use std::os::fd::OwnedFd;
+use std::os::unix::process::ExitStatusExt;
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+
+use dormouse_agent_proto::{
+    Answer, Failure, FailureCode, PROCESS_PAYLOAD_MAX, ProcessFrame, Reply, RunProcess, TerminalSize,
+};
+use dormouse_mux::{Stream, read_process_frame, write_json};
+use rustix::process::{Pid, Signal, kill_process_group};
+use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+use rustix::termios::{Winsize, tcsetwinsize};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
+use tokio::process::{Child, Command};
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+
+/// How long a process whose client is gone has between SIGHUP and SIGKILL.
+const HANG_UP_WITHIN: Duration = Duration::from_secs(10);
+
+/// Frames of output that wait for the client to read.
+const OUTPUT_QUEUE: usize = 16;
+
+/// Starts the process, answers, and relays until it ends.
+pub(crate) async fn run(mut stream: Stream, wish: RunProcess) -> Result<(), dormouse_mux::JsonError> {
+    let started = match start(&wish) {
+        Ok(started) => started,
+        Err(failure) => return write_json(&mut stream, &Reply::Err(failure)).await,
+    };
+    let pid = started.child.id().unwrap_or_default();
+    write_json(&mut stream, &Reply::Ok(Answer::Running { pid })).await?;
+    let (reader, writer) = tokio::io::split(stream);
+    relay(started, wish.detach, reader, writer).await;
+    Ok(())
+}
+
+type Input = Box<dyn AsyncWrite + Send + Unpin>;
+type Output = Box<dyn AsyncRead + Send + Unpin>;
+
+struct Started {
+    child: Child,
+    stdin: Option<Input>,
+    stdout: Option<Output>,
+    stderr: Option<Output>,
+    terminal: Option<OwnedFd>,
+}
+
+fn start(wish: &RunProcess) -> Result<Started, Failure> {
+    let invalid = |message: String| Failure { code: FailureCode::Invalid, message };
+    let (program, arguments) =
+        wish.argv.split_first().ok_or_else(|| invalid("no program was named".to_owned()))?;
+    let mut command = Command::new(program);
+    command.args(arguments).current_dir(wish.cwd.as_deref().unwrap_or("/"));
+    for pair in &wish.env {
+        let (name, value) =
+            pair.split_once('=').ok_or_else(|| invalid(format!("{pair:?} is no NAME=VALUE")))?;
+        command.env(name, value);
+    }
+    if let Some(user) = &wish.user {
+        let (uid, gid) = look_up(user).ok_or_else(|| Failure {
+            code: FailureCode::NotFound,
+            message: format!("the guest has no user {user:?}"),
+        })?;
+        command.uid(uid).gid(gid);
+    }
+    let failed = |error: std::io::Error| Failure {
+        code: if error.kind() == std::io::ErrorKind::NotFound {
+            FailureCode::NotFound
+        } else {
+            FailureCode::Io
+        },
+        message: format!("can't run {program:?} in the guest: {error}"),
+    };
+    match wish.tty {
+        Some(size) => with_terminal(command, size).map_err(failed),
+        None => with_pipes(command).map_err(failed),
+    }
+}
+
+fn with_pipes(mut command: Command) -> std::io::Result<Started> {
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
+    let mut child = command.spawn()?;
+    let stdin = child.stdin.take().map(|pipe| Box::new(pipe) as Input);
+    let stdout = child.stdout.take().map(|pipe| Box::new(pipe) as Output);
+    let stderr = child.stderr.take().map(|pipe| Box::new(pipe) as Output);
+    Ok(Started { child, stdin, stdout, stderr, terminal: None })
+}
+
+fn with_terminal(mut command: Command, size: TerminalSize) -> std::io::Result<Started> {
+    let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)?;
+    grantpt(&master)?;
+    unlockpt(&master)?;
+    resize(&master, size)?;
+    let path = ptsname(&master, Vec::new())?.into_string().map_err(std::io::Error::other)?;
+    let slave = fs::File::options().read(true).write(true).open(path)?;
+    command.stdin(slave.try_clone()?).stdout(slave.try_clone()?).stderr(slave);
+    #[expect(unsafe_code, reason = "a terminal can only be made the child's own by the child")]
+    // SAFETY: between fork and exec only async-signal-safe calls are made: setsid and an ioctl.
+    unsafe {
+        command.pre_exec(|| {
+            rustix::process::setsid()?;
+            Ok(rustix::process::ioctl_tiocsctty(rustix::stdio::stdin())?)
+        });
+    }
+    let child = command.spawn()?;
+    let file =
+        |fd: &OwnedFd| Ok::<_, std::io::Error>(tokio::fs::File::from_std(fs::File::from(fd.try_clone()?)));
+    let (stdin, stdout) = (file(&master)?, file(&master)?);
+    Ok(Started {
+        child,
+        stdin: Some(Box::new(stdin)),
+        stdout: Some(Box::new(stdout)),
+        stderr: None,
+        terminal: Some(master),
+    })
+}
+
+fn resize(terminal: &OwnedFd, size: TerminalSize) -> std::io::Result<()> {
+    let size = Winsize { ws_row: size.rows, ws_col: size.columns, ws_xpixel: 0, ws_ypixel: 0 };
+    Ok(tcsetwinsize(terminal, size)?)
+}
+
+/// Numbers are taken as they are; names from the guest's own list.
+fn look_up(user: &str) -> Option<(u32, u32)> {
+    let (user, group) = user.split_once(':').map_or((user, None), |(user, group)| (user, Some(group)));
+    let (uid, gid) = match user.parse() {
+        Ok(uid) => (uid, None),
+        Err(_) => {
+            let accounts = fs::read_to_string("/etc/passwd").ok()?;
+            let fields = accounts.lines().map(|line| line.split(':').collect::<Vec<_>>());
+            let found = fields.into_iter().find(|fields| fields.first() == Some(&user))?;
+            (found.get(2)?.parse().ok()?, found.get(3)?.parse().ok())
+        }
+    };
+    let gid = match group {
+        Some(group) => group.parse().ok()?,
+        None => gid.unwrap_or(uid),
+    };
+    Some((uid, gid))
+}
+
+async fn relay(started: Started, detach: bool, reader: ReadHalf<Stream>, writer: WriteHalf<Stream>) {
+    let Started { mut child, stdin, stdout, stderr, terminal } = started;
+    let group = child.id().and_then(|pid| Pid::from_raw(pid.cast_signed()));
+    let (frames, queue) = mpsc::channel(OUTPUT_QUEUE);
+    let sending = tokio::spawn(send(queue, writer));
+    let outputs = [
+        stdout.map(|output| tokio::spawn(read_output(output, ProcessFrame::Stdout, frames.clone()))),
+        stderr.map(|output| tokio::spawn(read_output(output, ProcessFrame::Stderr, frames.clone()))),
+    ];
+    let receiving = tokio::spawn(receive(reader, stdin, terminal, group));
+    let status = tokio::select! {
+        status = child.wait() => status,
+        _ = receiving_ended(receiving), if !detach => hang_up(&mut child, group).await,
+    };
+    // What was written before the end comes before the end. A grandchild may keep a pipe open: not for ever.
+    for output in outputs.into_iter().flatten() {
+        let _ = timeout(Duration::from_secs(1), output).await;
+    }
+    let _ = frames.send(ProcessFrame::Exit(status.map_or(-1, exit_code))).await;
+    drop(frames);
+    let _ = timeout(HANG_UP_WITHIN, sending).await;
+}
+
+/// The client may close only its sending side: then there is no more input, and no hang-up.
+async fn receiving_ended(receiving: tokio::task::JoinHandle<ClientEnd>) {
+    if !matches!(receiving.await, Ok(ClientEnd::Gone)) {
+        std::future::pending::<()>().await;
+    }
+}
+
+/// How a client stopped sending.
+enum ClientEnd {
+    /// In order.
+    Quiet,
+    /// The channel broke, or it spoke nonsense.
+    Gone,
+}
+
+async fn hang_up(child: &mut Child, group: Option<Pid>) -> std::io::Result<ExitStatus> {
+    if let Some(group) = group {
+        let _ = kill_process_group(group, Signal::HUP);
+    }
+    match timeout(HANG_UP_WITHIN, child.wait()).await {
+        Ok(status) => status,
+        Err(_) => {
+            if let Some(group) = group {
+                let _ = kill_process_group(group, Signal::KILL);
+            }
+            child.wait().await
+        }
+    }
+}
+
+/// As shells have it: 128 and the signal.
+fn exit_code(status: ExitStatus) -> i32 {
+    status.code().or_else(|| status.signal().map(|signal| 128 + signal)).unwrap_or(-1)
+}
+
+async fn send(mut queue: mpsc::Receiver<ProcessFrame>, mut writer: WriteHalf<Stream>) {
+    while let Some(frame) = queue.recv().await {
+        if writer.write_all(&frame.encode()).await.is_err() || writer.flush().await.is_err() {
+            return;
+        }
+    }
+    let _ = writer.shutdown().await;
+}
+
+async fn read_output(
+    mut output: Output,
+    frame: fn(Vec<u8>) -> ProcessFrame,
+    frames: mpsc::Sender<ProcessFrame>,
+) {
+    let mut buffer = vec![0; PROCESS_PAYLOAD_MAX];
+    // A terminal whose last program ended reads as an error.
+    while let Ok(count @ 1..) = output.read(&mut buffer).await {
+        if frames.send(frame(buffer[..count].to_vec())).await.is_err() {
+            return;
+        }
+    }
+}
+
+async fn receive(
+    mut reader: ReadHalf<Stream>,
+    mut stdin: Option<Input>,
+    terminal: Option<OwnedFd>,
+    group: Option<Pid>,
+) -> ClientEnd {
+    let mut buffer = Vec::new();
+    loop {
+        match read_process_frame(&mut reader, &mut buffer).await {
+            Ok(Some(ProcessFrame::Stdin(bytes))) if bytes.is_empty() => stdin = None,
+            Ok(Some(ProcessFrame::Stdin(bytes))) => {
+                if let Some(pipe) = &mut stdin
+                    && (pipe.write_all(&bytes).await.is_err() || pipe.flush().await.is_err())
+                {
+                    stdin = None;
+                }
+            }
+            Ok(Some(ProcessFrame::Resize(rows, columns))) => {
+                if let Some(terminal) = &terminal {
+                    let _ = resize(terminal, TerminalSize { rows, columns });
+                }
+            }
+            Ok(Some(ProcessFrame::Signal(number))) => {
+                if let (Some(group), Some(signal)) = (group, Signal::from_named_raw(number)) {
+                    let _ = kill_process_group(group, signal);
+                }
+            }
+            Ok(None) => return ClientEnd::Quiet,
+            Ok(Some(_)) | Err(_) => return ClientEnd::Gone,
+        }
+    }
+}

@@ -1,1 +1,142 @@
-//! See ARCHITECTURE.md.
+//! Real VMs for tests. See TESTING.md.
+//!
+//! Whatever a test makes goes away with its [`Home`]: folders by their drop, VMs because each is killed by pid.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use dormouse_agent_proto::Nonce;
+use dormouse_guest_image::ImageStore;
+use dormouse_mux::{Agent, Limits, Mux};
+use dormouse_vm::{
+    GuestFiles, KvmPolicy, NetworkKind, ProbeOptions, Qemu, Spawned, Start, Vm, VmConfig, VmEvents,
+    create_data_disk, spawn,
+};
+use tokio::time::Instant;
+
+/// Longest boot under emulation on a machine that does other things too.
+pub const BOOT_WITHIN: Duration = Duration::from_secs(240);
+
+/// The store of guest images that tests boot: `DORM_IMAGES`, else `build/images` of this project.
+#[must_use]
+pub fn images() -> PathBuf {
+    std::env::var_os("DORM_IMAGES").map_or_else(|| project().join("build/images"), PathBuf::from)
+}
+
+/// The project's top folder.
+#[must_use]
+pub fn project() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("."))
+}
+
+/// Folders for one VM.
+#[derive(Debug)]
+pub struct Home {
+    folder: tempfile::TempDir,
+}
+
+/// A VM whose guest answers.
+#[derive(Debug)]
+pub struct Machine {
+    /// The VM.
+    pub vm: Vm,
+    /// What happens to it.
+    pub events: VmEvents,
+    /// `dorm-init` in it.
+    pub agent: Agent,
+    /// Its console.
+    pub console: dormouse_vm::Console,
+    spawned: Spawned,
+}
+
+impl Home {
+    /// Empty folders, and a data disk of 4 GiB.
+    ///
+    /// # Errors
+    /// When they can't be made.
+    pub fn new() -> Result<Self> {
+        let folder = tempfile::Builder::new().prefix("dorm").tempdir()?;
+        create_data_disk(&folder.path().join("data.raw"), 4 << 30)?;
+        Ok(Self { folder })
+    }
+
+    /// Boots a VM of this generation, and waits for its agent.
+    ///
+    /// # Errors
+    /// Whatever stands in the way, with the console's last lines.
+    pub async fn boot(&self, generation: u64) -> Result<Machine> {
+        let image = ImageStore::new(images()).newest()?;
+        let cache_dir = self.folder.path().join("cache");
+        std::fs::create_dir_all(&cache_dir)?;
+        let options = ProbeOptions { qemu: None, passt: None, cache_dir, kvm: KvmPolicy::Never };
+        let qemu = Qemu::probe(&options).await?;
+        let config = VmConfig {
+            session: "test".to_owned(),
+            generation,
+            hostname: "test".to_owned(),
+            image: GuestFiles { kernel: image.kernel(), initramfs: image.initramfs(), root: image.root() },
+            data_disk: self.folder.path().join("data.raw"),
+            memory_file: self.folder.path().join("memory"),
+            memory_mib: 1024,
+            cpus: 2,
+            network: NetworkKind::None,
+            runtime_dir: self.folder.path().to_owned(),
+            start: Start::Cold,
+            owner: None,
+        };
+        let spawned = spawn(&config, &qemu).await?;
+        let connected = Vm::connect(spawned.record.clone(), self.folder.path()).await?;
+        let (vm, events) = connected.context("the VM ended at once")?;
+        let console = vm.console().await?;
+        vm.cont().await?;
+        match greet(&vm).await {
+            Ok(agent) => Ok(Machine { vm, events, agent, console, spawned }),
+            Err(error) => {
+                vm.kill();
+                Err(error.context(console.last_lines(30).join("\n")))
+            }
+        }
+    }
+}
+
+/// Connects to the agent of a VM, which may still be booting.
+///
+/// # Errors
+/// When it doesn't answer.
+pub async fn greet(vm: &Vm) -> Result<Agent> {
+    let mut port = vm.agent().await?;
+    let nonce = Nonce(u128::from(std::process::id()));
+    dormouse_mux::connect(&mut port, nonce, Instant::now() + BOOT_WITHIN).await?;
+    let agent = Agent::new(Mux::client(port, Limits::AGENT));
+    agent.hello("hello").await?;
+    Ok(agent)
+}
+
+impl Machine {
+    /// Kills the VM and waits until nothing is left of it.
+    ///
+    /// # Errors
+    /// When it can't be waited for.
+    pub async fn end(mut self) -> Result<()> {
+        self.vm.kill();
+        self.spawned.ended().await?;
+        self.vm.remove().await;
+        Ok(())
+    }
+
+    /// Waits until QEMU is gone by itself.
+    ///
+    /// # Errors
+    /// When it can't be waited for.
+    pub async fn gone(mut self) -> Result<dormouse_vm::VmExit> {
+        let exit = loop {
+            if let dormouse_vm::VmEvent::Exited(exit) = self.events.next().await {
+                break exit;
+            }
+        };
+        self.spawned.ended().await?;
+        self.vm.remove().await;
+        Ok(exit)
+    }
+}

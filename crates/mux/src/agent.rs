@@ -54,6 +54,11 @@ impl Agent {
         self.mux.closed().await
     }
 
+    /// Hangs up, and waits until the connection is over.
+    pub async fn close(&self) {
+        self.mux.close().await;
+    }
+
     /// Asks who is there, and checks that it is who answered the preamble.
     ///
     /// # Errors

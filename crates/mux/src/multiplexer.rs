@@ -60,6 +60,7 @@ pub struct Mux {
     opens: mpsc::Sender<oneshot::Sender<Result<Stream, MuxError>>>,
     accepts: std::sync::Arc<Mutex<mpsc::Receiver<Stream>>>,
     closed: watch::Receiver<Option<String>>,
+    hang_up: std::sync::Arc<tokio::sync::Notify>,
 }
 
 impl Mux {
@@ -78,13 +79,25 @@ impl Mux {
         let (accepted, accepts) = mpsc::channel(QUEUE_LENGTH);
         let (end, closed) = watch::channel(None);
         let connection = Connection::new(io.compat(), limits.config(), mode);
-        let owner = Owner { connection, wanted: Some(wanted), pending: None, accepted };
+        let hang_up = std::sync::Arc::new(tokio::sync::Notify::new());
+        let told = std::sync::Arc::clone(&hang_up);
+        let mut owner = Owner { connection, wanted: Some(wanted), pending: None, accepted };
         tokio::spawn(async move {
-            let reason = owner.run().await;
+            let reason = tokio::select! {
+                reason = poll_fn(|context| owner.poll(context)) => reason,
+                () = told.notified() => "this side closed it".to_owned(),
+            };
+            owner.close().await;
             tracing::debug!(reason, "channel closed");
             end.send_replace(Some(reason));
         });
-        Self { opens, accepts: std::sync::Arc::new(Mutex::new(accepts)), closed }
+        Self { opens, accepts: std::sync::Arc::new(Mutex::new(accepts)), closed, hang_up }
+    }
+
+    /// Closes the connection, and waits until it is over.
+    pub async fn close(&self) {
+        self.hang_up.notify_one();
+        self.closed().await;
     }
 
     /// Opens a stream.
@@ -127,15 +140,10 @@ struct Owner<T> {
 }
 
 impl<T: AsyncRead + AsyncWrite + Unpin> Owner<T> {
-    async fn run(mut self) -> String {
-        let reason = poll_fn(|context| self.poll(context)).await;
+    async fn close(mut self) {
         // A peer that doesn't read can't keep us here: the connection is dropped when this future is.
-        let _ = tokio::time::timeout(
-            std::time::Duration::from_secs(1),
-            poll_fn(|c| self.connection.poll_close(c)),
-        )
-        .await;
-        reason
+        let closing = poll_fn(|context| self.connection.poll_close(context));
+        let _ = tokio::time::timeout(std::time::Duration::from_secs(1), closing).await;
     }
 
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<String> {

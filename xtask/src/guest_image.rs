@@ -23,6 +23,7 @@ const EPOCH_SECONDS: u32 = 1_700_000_000;
 
 /// The recipe, compiled in so that the image belongs to the program that made it.
 const PACKAGES: &str = include_str!("../../guest/packages");
+const CONTAINERD: &str = include_str!("../../guest/containerd.toml");
 const DROP: &str = include_str!("../../guest/drop");
 const MODULES_INITRAMFS: &str = include_str!("../../guest/modules-initramfs");
 const MODULES_DROP: &str = include_str!("../../guest/modules-drop");
@@ -38,7 +39,7 @@ pub(crate) fn build(out: &Path, work: &Path, update: bool) -> Result<()> {
     fs::create_dir_all(work)?;
     let archive = work.join("packages.tar");
     let list = work.join("packages.sha256");
-    if update || !list.exists() {
+    if update || !is_current(&list)? {
         fetch_packages(&archive, &list)?;
     }
     let tree = work.join("root");
@@ -64,6 +65,12 @@ pub(crate) fn build(out: &Path, work: &Path, update: bool) -> Result<()> {
     Ok(())
 }
 
+/// Were these packages fetched for this recipe?
+fn is_current(list: &Path) -> Result<bool> {
+    let recipe = list.with_extension("recipe");
+    Ok(list.exists() && recipe.exists() && fs::read_to_string(recipe)? == PACKAGES)
+}
+
 /// Fetches and unpacks the packages into one archive, and lists them with their hashes.
 fn fetch_packages(archive: &Path, list: &Path) -> Result<()> {
     let fresh = list.with_extension("new");
@@ -80,6 +87,7 @@ fn fetch_packages(archive: &Path, list: &Path) -> Result<()> {
         .arg(SUITE)
         .arg(archive))?;
     fs::rename(fresh, list)?;
+    fs::write(list.with_extension("recipe"), PACKAGES)?;
     Ok(())
 }
 

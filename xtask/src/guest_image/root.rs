@@ -7,8 +7,11 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 
-use super::{DROP, EPOCH_SECONDS, MODULES_BOOT, MODULES_DROP, lines, modules};
+use super::{CONTAINERD, DROP, EPOCH_SECONDS, MODULES_BOOT, MODULES_DROP, lines, modules};
 use crate::shell::run;
+
+/// What the engine tells of its system.
+const OS_RELEASE: &str = "NAME=\"Dormouse guest\"\nPRETTY_NAME=\"Dormouse guest (Debian 13)\"\nID=dormouse\nID_LIKE=debian\nVERSION_ID=13\n";
 
 /// Unpacks the packages into `tree` and makes a root file system of them. The kernel goes beside it, into `boot`.
 pub(super) fn arrange(archive: &Path, tree: &Path) -> Result<()> {
@@ -31,6 +34,9 @@ pub(super) fn arrange(archive: &Path, tree: &Path) -> Result<()> {
     link_programs(tree)?;
     write_accounts(tree)?;
     write_certificates(tree)?;
+    fs::create_dir_all(tree.join("etc/containerd"))?;
+    fs::write(tree.join("etc/containerd/config.toml"), CONTAINERD)?;
+    fs::write(tree.join("usr/lib/os-release"), OS_RELEASE)?;
     for folder in
         ["dev", "proc", "sys", "run", "tmp", "root", "mnt", "var/lib/docker", "var/log", "var/tmp", "opt"]
     {

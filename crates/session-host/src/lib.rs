@@ -1,1 +1,20 @@
-//! See ARCHITECTURE.md.
+//! What a session's host does: feeds the lifecycle core, carries out its actions, serves its sockets.
+//!
+//! ```text
+//!  docker.sock ──► docker ──┐
+//!  control.sock ─► control ─┼─► owner task: lifecycle core ──► machine: QEMU, dorm-init
+//!  service.sock ─► link ────┘        (owner)                     (one per generation)
+//! ```
+//!
+//! The guest can be reached through a [`Lease`] only.
+
+mod clock;
+mod lease;
+mod machine;
+mod owner;
+pub mod state;
+mod view;
+
+pub use lease::{Lease, Refused};
+pub use machine::{Factory, Machines, Qemus};
+pub use owner::{Claimant, Facts, HeldLease, Inbox, Owner};

@@ -165,6 +165,11 @@ impl Vm {
 
     /// Waits until QEMU is gone, then removes what it leaves: sockets and record. The memory file stays.
     pub async fn remove(self) {
+        self.discard().await;
+    }
+
+    /// [`Vm::remove`] for a VM that others still hold, and whose calls fail from now on.
+    pub async fn discard(&self) {
         self.process.ended().await;
         self.record.remove(&self.runtime_dir);
     }

@@ -1,0 +1,168 @@
+//! The session as the API tells it.
+
+use std::path::Path;
+
+use dormouse_api::{
+    HistoryEntry, HoldInfo, HoldKind, How, IdleAction, IdleInfo, IdleTimeout, NetworkInfo, NetworkKind,
+    Phase, SessionInfo, SessionState, StorageInfo, TerminationInfo, TerminationReason, VmInfo,
+};
+use dormouse_lifecycle::{
+    self as core, Config, Grace, PhaseName, Record, Session, SleepHow, StartHow, State,
+};
+use dormouse_vm::VmRecord;
+
+use crate::clock::to_wall;
+use crate::owner::Facts;
+
+/// The data disk's name in the session's storage.
+const DISK: &str = "data.raw";
+
+pub(crate) fn info(facts: &Facts, session: &Session, config: Config) -> SessionInfo {
+    let view = session.view();
+    let settings = &facts.settings;
+    let record = VmRecord::read(&facts.runtime_dir).ok().flatten();
+    SessionInfo {
+        name: settings.name.clone(),
+        id: settings.id.clone(),
+        owner: settings.owner,
+        state: match view.state {
+            State::Running => SessionState::Running,
+            State::Terminating => SessionState::Terminating,
+            State::Terminated => SessionState::Terminated,
+        },
+        incarnation: view.incarnation.0,
+        vm: VmInfo {
+            phase: phase(view.phase),
+            generation: view.generation.0,
+            boot: (view.boot.0 > 0).then(|| view.boot.to_string()),
+            how: view.how.or(view.latest.start.as_ref().map(|(_, how, _)| *how)).map(how),
+            start_count: view.start_count,
+            boots: view.boot.0,
+            since: to_wall(view.since),
+            deadline: view.deadline.map(to_wall),
+            step: view.progress.map(ToString::to_string),
+            acceleration: record.as_ref().map(|record| record.acceleration.clone()),
+            cpus: settings.cpus,
+            memory_mib: settings.memory_mib,
+        },
+        holds: holds(session),
+        idle: IdleInfo {
+            timeout_seconds: match config.grace {
+                Grace::After(grace) => IdleTimeout::Seconds(grace.as_secs()),
+                Grace::Never => IdleTimeout::Never,
+            },
+            action: match config.idle_action {
+                SleepHow::Stop => IdleAction::Stop,
+                SleepHow::Suspend => IdleAction::Suspend,
+            },
+        },
+        network: network(record.as_ref()),
+        storage: storage(&settings.storage, settings.storage_bytes),
+        termination: view.termination.map(|end| TerminationInfo {
+            reason: match end.reason {
+                core::TerminationReason::Shutdown => TerminationReason::Shutdown,
+                core::TerminationReason::Crashed => TerminationReason::Crashed,
+                core::TerminationReason::Unknown => TerminationReason::Unknown,
+            },
+            details: end.details.to_string(),
+            at: to_wall(view.since),
+        }),
+        docker_socket: facts.runtime_dir.join("docker.sock"),
+        control_socket: facts.runtime_dir.join("control.sock"),
+    }
+}
+
+fn phase(name: PhaseName) -> Phase {
+    match name {
+        PhaseName::Absent | PhaseName::Terminated => Phase::Absent,
+        PhaseName::Starting => Phase::Starting,
+        PhaseName::Running => Phase::Running,
+        PhaseName::Counting => Phase::Counting,
+        PhaseName::Committed => Phase::Committed,
+        PhaseName::Stopping => Phase::Stopping,
+    }
+}
+
+fn how(how: StartHow) -> How {
+    match how {
+        StartHow::Cold => How::Cold,
+        StartHow::Clone => How::Clone,
+        StartHow::Resume => How::Resume,
+    }
+}
+
+fn network(record: Option<&VmRecord>) -> NetworkInfo {
+    match record.map(|record| record.network) {
+        Some(dormouse_vm::NetworkKind::UserUnsafe) => {
+            NetworkInfo { kind: NetworkKind::User, host_loopback: true }
+        }
+        Some(dormouse_vm::NetworkKind::None) => NetworkInfo { kind: NetworkKind::None, host_loopback: false },
+        Some(dormouse_vm::NetworkKind::Passt) | None => {
+            NetworkInfo { kind: NetworkKind::Passt, host_loopback: false }
+        }
+    }
+}
+
+fn storage(path: &Path, size_bytes: u64) -> StorageInfo {
+    let used_bytes = dormouse_vm::allocated_bytes(&path.join(DISK)).unwrap_or_default();
+    StorageInfo { path: path.to_owned(), size_bytes, used_bytes }
+}
+
+pub(crate) fn holds(session: &Session) -> Vec<HoldInfo> {
+    let hold = |hold: core::Hold| HoldInfo {
+        kind: match hold.kind {
+            core::HoldKind::Request => HoldKind::Request,
+            core::HoldKind::Operation => HoldKind::Operation,
+            core::HoldKind::RootProcess => HoldKind::RootProcess,
+            core::HoldKind::Exec => HoldKind::Exec,
+            core::HoldKind::Container => HoldKind::Container,
+            core::HoldKind::Pin => HoldKind::Pin,
+            core::HoldKind::Events | core::HoldKind::Connection => HoldKind::Connection,
+        },
+        owner: hold.owner.to_string(),
+        reason: hold.reason.to_string(),
+        since: to_wall(hold.since),
+        weak: hold.weak,
+    };
+    session.holds().into_iter().map(hold).collect()
+}
+
+/// An entry of the history as the API tells it.
+pub(crate) fn history_entry(record: &Record) -> HistoryEntry {
+    let entry =
+        |what: &str, generation: core::Generation, how: &str, took: std::time::Duration, reason: &str| {
+            HistoryEntry {
+                at: jiff::Timestamp::now(),
+                what: what.to_owned(),
+                generation: generation.0,
+                how: how.to_owned(),
+                duration_ms: u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
+                reason: reason.to_owned(),
+            }
+        };
+    let (none, at_once) = (core::Generation(0), std::time::Duration::ZERO);
+    match record {
+        Record::Opened { incarnation } => {
+            entry("open", none, "", at_once, &format!("incarnation {incarnation}"))
+        }
+        Record::Started { generation, how, took } => entry("start", *generation, how.as_str(), *took, ""),
+        Record::Adopted { generation } => entry("adopt", *generation, "", at_once, ""),
+        Record::StartFailed { generation, reason, took } => {
+            entry("start_failed", *generation, "", *took, reason)
+        }
+        Record::Slept { generation, how, took, trouble } => {
+            entry("sleep", *generation, how.as_str(), *took, trouble.as_deref().unwrap_or(""))
+        }
+        Record::SleepFailed { generation, reason } => {
+            entry("sleep_failed", *generation, "suspend", at_once, reason)
+        }
+        Record::Crashed { generation, details } => entry("crash", *generation, "", at_once, details),
+        Record::Terminated { incarnation, termination } => entry(
+            "terminate",
+            none,
+            "",
+            at_once,
+            &format!("incarnation {incarnation}: {}", termination.details),
+        ),
+    }
+}

@@ -1,3 +1,45 @@
-//! See ARCHITECTURE.md.
+//! The session host: does one session's work, as the session's user. Started by `dormd`, which passes three listening
+//! sockets as descriptors 3 to 5 (docker, control, service) and the settings in `DORM_SETTINGS`.
 
-fn main() {}
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use clap::Parser;
+use dormouse_session_host::{Start, serve};
+use tracing_subscriber::EnvFilter;
+
+const DOCKER: RawFd = 3;
+const CONTROL: RawFd = 4;
+const SERVICE: RawFd = 5;
+
+#[derive(Parser)]
+#[command(about = "Does one session's work; started by dormd")]
+struct Arguments {
+    /// The session's own folder.
+    #[arg(long)]
+    session_dir: PathBuf,
+    /// The folder of its sockets.
+    #[arg(long)]
+    runtime_dir: PathBuf,
+}
+
+#[tokio::main]
+async fn main() -> Result<()> {
+    let filter = EnvFilter::try_from_env("DORM_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let Arguments { session_dir, runtime_dir } = Arguments::parse();
+    let settings =
+        std::env::var("DORM_SETTINGS").context("DORM_SETTINGS isn't set: dormd starts this program")?;
+    let settings = serde_json::from_str(&settings).context("DORM_SETTINGS makes no sense")?;
+    let [docker, control, service] = [DOCKER, CONTROL, SERVICE].map(inherited);
+    serve(Start { settings, session_dir, runtime_dir, docker, control, service }).await?;
+    Ok(())
+}
+
+#[expect(unsafe_code, reason = "inherited descriptors are known by number only")]
+fn inherited(descriptor: RawFd) -> OwnedFd {
+    // SAFETY: dormd passes these descriptors, and nothing in this process has opened or taken them before: the runtime's
+    // own were opened later and got other numbers.
+    unsafe { OwnedFd::from_raw_fd(descriptor) }
+}

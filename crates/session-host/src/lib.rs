@@ -9,12 +9,18 @@
 //! The guest can be reached through a [`Lease`] only.
 
 mod clock;
+mod control;
+mod docker;
+mod host;
 mod lease;
+mod link;
 mod machine;
 mod owner;
 pub mod state;
 mod view;
 
+pub use host::{HostError, Start, serve};
 pub use lease::{Lease, Refused};
+pub use link::Link;
 pub use machine::{Factory, Machines, Qemus};
 pub use owner::{Claimant, Facts, HeldLease, Inbox, Owner};

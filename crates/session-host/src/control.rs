@@ -1,0 +1,233 @@
+//! `control.sock`: see the table in `dormouse_api`.
+
+use std::convert::Infallible;
+use std::time::Duration;
+
+use axum::body::{Body, Bytes};
+use axum::extract::{Query, Request, State};
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use dormouse_agent_proto::RunProcess;
+use dormouse_api::{
+    ApiError, ChangeSettings, ErrorCode, HistoryEntry, Hold, IdleTimeout, Phase, Pin, SessionInfo,
+    SessionState, SleepAnswer, WaitFor,
+};
+use dormouse_lifecycle::{Event, Grace, HoldKind, PinId, Policy};
+use dormouse_vm::ConsoleLine;
+use futures_util::stream;
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncReadExt, copy_bidirectional};
+
+use crate::clock::from_wall;
+use crate::host::Served;
+use crate::lease::Refused;
+use crate::owner::Claimant;
+
+/// The pin that the control API sets: a session has one.
+const PIN: PinId = PinId(1);
+
+/// Longest wait of `terminate`: stop, kill, and what leads there.
+const TERMINATED_WITHIN: Duration = Duration::from_secs(150);
+
+/// The control API of one session, for the caller known by its process id.
+pub(crate) fn router(served: Served) -> Router {
+    Router::new()
+        .route("/v1/session", get(inspect))
+        .route("/v1/session/watch", get(watch))
+        .route("/v1/session/start", post(start))
+        .route("/v1/session/terminate", post(terminate))
+        .route("/v1/session/wait", get(wait))
+        .route("/v1/session/sleep", post(sleep))
+        .route("/v1/session/settings", post(settings))
+        .route("/v1/session/pin", post(pin).delete(unpin))
+        .route("/v1/hold", post(hold))
+        .route("/v1/run", post(run))
+        .route("/v1/console", get(console))
+        .route("/v1/history", get(history))
+        .fallback(async || Failed(ApiError::new(ErrorCode::NotFound, "there is no such endpoint")))
+        .with_state(served)
+}
+
+/// An error as an answer.
+struct Failed(ApiError);
+
+impl IntoResponse for Failed {
+    fn into_response(self) -> Response {
+        let status = StatusCode::from_u16(self.0.code.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        (status, Json(self.0)).into_response()
+    }
+}
+
+impl From<Refused> for Failed {
+    fn from(refused: Refused) -> Self {
+        Self(refused.to_api())
+    }
+}
+
+type Answer<T> = Result<Json<T>, Failed>;
+
+async fn inspect(State(served): State<Served>) -> Json<SessionInfo> {
+    Json(served.info())
+}
+
+async fn watch(State(served): State<Served>) -> Body {
+    let mut info = served.owner.info();
+    info.mark_changed();
+    Body::from_stream(stream::unfold(info, async |mut info| {
+        info.changed().await.ok()?;
+        let mut line = serde_json::to_vec(&*info.borrow_and_update()).ok()?;
+        line.push(b'\n');
+        Some((Ok::<_, Infallible>(line), info))
+    }))
+}
+
+async fn start(State(served): State<Served>) -> Answer<SessionInfo> {
+    served.owner.tell(Event::StartRequested);
+    until(&served, Duration::from_secs(10), |info| info.state == SessionState::Running).await
+}
+
+async fn terminate(State(served): State<Served>) -> Answer<SessionInfo> {
+    served.owner.tell(Event::Terminate { reason: format!("asked for by {}", served.client).into() });
+    until(&served, TERMINATED_WITHIN, |info| info.state == SessionState::Terminated).await
+}
+
+#[derive(serde::Deserialize)]
+struct WaitQuery {
+    r#for: WaitFor,
+}
+
+async fn wait(State(served): State<Served>, Query(query): Query<WaitQuery>) -> Answer<SessionInfo> {
+    // As long as the client: it closes its connection when it has waited enough.
+    until(&served, Duration::MAX, |info| match query.r#for {
+        WaitFor::Terminated => info.state == SessionState::Terminated,
+        WaitFor::Absent => info.vm.phase == Phase::Absent,
+        WaitFor::Running => info.vm.phase == Phase::Running,
+    })
+    .await
+}
+
+async fn until(
+    served: &Served,
+    within: Duration,
+    wanted: impl FnMut(&SessionInfo) -> bool,
+) -> Answer<SessionInfo> {
+    let mut info = served.owner.info();
+    let found = tokio::time::timeout(within, info.wait_for(wanted)).await;
+    match found {
+        Ok(Ok(info)) => Ok(Json(info.clone())),
+        Ok(Err(_)) => Err(Failed(ApiError::new(ErrorCode::Busy, "the session's host is going down"))),
+        Err(_) => Err(Failed(ApiError::new(ErrorCode::Busy, "it did not happen in time"))),
+    }
+}
+
+async fn sleep(State(served): State<Served>) -> Json<SleepAnswer> {
+    Json(served.owner.sleep().await)
+}
+
+async fn settings(State(served): State<Served>, Json(change): Json<ChangeSettings>) -> Json<SessionInfo> {
+    if let Some(timeout) = change.idle_timeout {
+        served.owner.tell(Event::GraceChanged(match timeout {
+            IdleTimeout::Seconds(seconds) => Grace::After(Duration::from_secs(seconds)),
+            IdleTimeout::Never => Grace::Never,
+        }));
+    }
+    Json(served.info())
+}
+
+async fn pin(State(served): State<Served>, Json(pin): Json<Pin>) -> Json<SessionInfo> {
+    served.owner.tell(Event::PinSet {
+        pin: PIN,
+        owner: served.client.as_ref().into(),
+        reason: pin.reason.unwrap_or_default().into(),
+        until: pin.until.map(from_wall),
+    });
+    Json(served.info())
+}
+
+async fn unpin(State(served): State<Served>) -> Json<SessionInfo> {
+    served.owner.tell(Event::PinRemoved { pin: PIN });
+    Json(served.info())
+}
+
+async fn history(State(served): State<Served>) -> Json<Vec<HistoryEntry>> {
+    Json(served.owner.history().await)
+}
+
+/// Reads a JSON body by hand, because the request is needed for its upgrade as well.
+async fn body<T: serde::de::DeserializeOwned>(request: &mut Request) -> Result<T, Failed> {
+    const BODY_BYTES_MAX: usize = 256 * 1024;
+    let invalid = |error: &dyn std::fmt::Display| Failed(ApiError::new(ErrorCode::Invalid, error));
+    let body = std::mem::take(request.body_mut());
+    let bytes: Bytes = axum::body::to_bytes(body, BODY_BYTES_MAX).await.map_err(|error| invalid(&error))?;
+    serde_json::from_slice(&bytes).map_err(|error| invalid(&error))
+}
+
+fn switching(protocol: &'static str) -> Response {
+    let headers = [(header::CONNECTION, "upgrade"), (header::UPGRADE, protocol)];
+    (StatusCode::SWITCHING_PROTOCOLS, headers).into_response()
+}
+
+async fn hold(State(served): State<Served>, mut request: Request) -> Result<Response, Failed> {
+    let Hold { reason } = body(&mut request).await?;
+    let claimant = Claimant {
+        kind: HoldKind::Operation,
+        policy: Policy::Acquire,
+        owner: served.client.to_string(),
+        reason,
+    };
+    let lease = served.owner.lease(claimant).await?;
+    tokio::spawn(async move {
+        let Ok(upgraded) = hyper::upgrade::on(&mut request).await else { return };
+        let mut connection = TokioIo::new(upgraded);
+        let mut byte = [0];
+        // Until the client closes it or dies; a VM that is lost ends it from this side.
+        tokio::select! {
+            _ = async { while let Ok(1..) = connection.read(&mut byte).await {} } => {}
+            _ = lease.ended() => {}
+        }
+    });
+    Ok(switching("dorm-hold"))
+}
+
+async fn run(State(served): State<Served>, mut request: Request) -> Result<Response, Failed> {
+    let process: RunProcess = body(&mut request).await?;
+    let claimant = Claimant {
+        kind: HoldKind::RootProcess,
+        policy: Policy::Acquire,
+        owner: served.client.to_string(),
+        reason: process.argv.join(" "),
+    };
+    let lease = served.owner.lease(claimant).await?;
+    let failed = |error: dormouse_mux::AgentError| Failed(ApiError::new(ErrorCode::Invalid, error));
+    let mut process = lease.run(process).await.map_err(failed)?;
+    tokio::spawn(async move {
+        let Ok(upgraded) = hyper::upgrade::on(&mut request).await else { return };
+        let mut connection = TokioIo::new(upgraded);
+        tokio::select! {
+            _ = copy_bidirectional(&mut connection, &mut process.stream) => {}
+            _ = lease.ended() => {}
+        }
+    });
+    Ok(switching("dorm-process"))
+}
+
+#[derive(serde::Deserialize)]
+struct ConsoleQuery {
+    #[serde(default)]
+    follow: bool,
+}
+
+async fn console(State(served): State<Served>, Query(query): Query<ConsoleQuery>) -> Body {
+    let Some(console) = served.console.borrow().clone() else { return Body::empty() };
+    let reader = console.follow();
+    Body::from_stream(stream::unfold((reader, query.follow), async |(mut reader, follow)| {
+        let next = if follow { reader.next().await? } else { reader.ready()? };
+        let text = match next {
+            ConsoleLine::Line(line) => format!("{line}\n"),
+            ConsoleLine::Lost(count) => format!("[{count} lines were lost]\n"),
+        };
+        Some((Ok::<_, Infallible>(text), (reader, follow)))
+    }))
+}

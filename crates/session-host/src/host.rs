@@ -1,0 +1,330 @@
+//! A session's host, from its start to its end.
+//!
+//! ```text
+//! serving ── nobody connected, no VM, for a while ──► leaving ── go ──► gone
+//!    ▲                                                  │
+//!    └─────────────────────── stay ─────────────────────┘
+//! serving ── told to go (service, SIGTERM) ──► VM put to sleep ──► gone
+//! ```
+//!
+//! While it is leaving a host accepts nothing: what knocks waits in the listeners' queues, of which the service has
+//! duplicates, and is served by this host or the next.
+
+use std::fs;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use dormouse_api::link::{HostSettings, ToService};
+use dormouse_api::{IdleTimeout, Phase, SessionInfo};
+use dormouse_lifecycle::{
+    Config, CrashPolicy, Event, Grace, Lifetime, Limits, RunningContainers, SleepHow, Storage,
+};
+use dormouse_vm::Console;
+use hyper_util::rt::TokioIo;
+use hyper_util::service::TowerToHyperService;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tokio::time::{sleep, timeout};
+
+use crate::docker::SessionEngine;
+use crate::link::{Link, Listeners, Order};
+use crate::machine::{Machines, Qemus};
+use crate::owner::{Facts, Owner};
+use crate::state::StateError;
+use crate::{clock, control};
+
+/// How long a host without clients and without a VM stays.
+const LINGER: Duration = Duration::from_secs(60);
+
+/// How long the service may take to say whether a host may go.
+const LEAVE_WITHIN: Duration = Duration::from_secs(10);
+
+/// How long a VM may take to be put to sleep when the host has to go.
+const SHUTDOWN_WITHIN: Duration = Duration::from_secs(60);
+
+/// Connections at a time.
+const CONNECTIONS_MAX: usize = 1024;
+
+/// What a host is started with.
+#[derive(Debug)]
+pub struct Start {
+    /// The session.
+    pub settings: HostSettings,
+    /// Where its state lies.
+    pub session_dir: PathBuf,
+    /// Where its sockets lie.
+    pub runtime_dir: PathBuf,
+    /// The listening `docker.sock`.
+    pub docker: OwnedFd,
+    /// The listening `control.sock`.
+    pub control: OwnedFd,
+    /// The listening `service.sock`.
+    pub service: OwnedFd,
+}
+
+/// Why a host couldn't serve.
+#[derive(Debug, thiserror::Error)]
+pub enum HostError {
+    /// The state of an earlier host can't be read.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// The system refused something.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+/// What every connection is served with.
+#[derive(Debug, Clone)]
+pub(crate) struct Served {
+    pub(crate) owner: Owner,
+    pub(crate) console: watch::Receiver<Option<Arc<Console>>>,
+    /// Who is connected, in words.
+    pub(crate) client: Arc<str>,
+}
+
+impl Served {
+    pub(crate) fn info(&self) -> SessionInfo {
+        self.owner.info().borrow().clone()
+    }
+}
+
+/// Serves a session until its host may go.
+///
+/// # Errors
+/// See [`HostError`].
+pub async fn serve(start: Start) -> Result<(), HostError> {
+    let Start { settings, session_dir, runtime_dir, docker, control, service } = start;
+    let listeners = Listeners { docker: docker.try_clone()?, control: control.try_clone()? };
+    let (docker, control, service) = (listener(docker)?, listener(control)?, listener(service)?);
+    let config = config(&settings);
+    let (orders, inbox) = mpsc::channel(16);
+    let (link_sender, link) = Link::new(settings.id.clone());
+    let facts = Facts {
+        settings: settings.clone(),
+        session_dir: session_dir.clone(),
+        runtime_dir: runtime_dir.clone(),
+    };
+    let (console_sender, console) = watch::channel(None);
+    let factory = link.clone();
+    let owner = Owner::start(facts, config, |inbox| {
+        let machines = Qemus::new(factory, runtime_dir, inbox);
+        let console = machines.console();
+        tokio::spawn(forward_console(console, console_sender));
+        machines
+    })?;
+    Link::serve(service, settings.id, listeners, owner.info(), orders, (link_sender, link.clone()));
+    tokio::spawn(keep_info(owner.info(), session_dir));
+
+    let served = Served { owner, console, client: "".into() };
+    let (accepting, accepts) = watch::channel(true);
+    let clients = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let doors = Doors { accepts, clients: Arc::clone(&clients), served: served.clone(), uid: settings.owner };
+    tokio::spawn(doors.clone().accept(docker, Door::Docker));
+    tokio::spawn(doors.accept(control, Door::Control));
+    Host { served, link, inbox, accepting, clients }.run().await
+}
+
+fn listener(descriptor: OwnedFd) -> io::Result<UnixListener> {
+    let listener = std::os::unix::net::UnixListener::from(descriptor);
+    listener.set_nonblocking(true)?;
+    UnixListener::from_std(listener)
+}
+
+/// The core's settings of a session.
+fn config(settings: &HostSettings) -> Config {
+    Config {
+        grace: match settings.idle_timeout {
+            IdleTimeout::Seconds(seconds) => Grace::After(Duration::from_secs(seconds)),
+            IdleTimeout::Never => Grace::Never,
+        },
+        idle_action: SleepHow::Stop,
+        running: RunningContainers::Hold,
+        storage: if settings.ephemeral { Storage::Ephemeral } else { Storage::Persistent },
+        lifetime: Lifetime::Lasting,
+        crash: CrashPolicy::Reopen,
+        limits: Limits { boot: Duration::from_secs(settings.boot_timeout_seconds), ..Limits::default() },
+    }
+}
+
+async fn forward_console(
+    mut from: watch::Receiver<Option<Arc<Console>>>,
+    to: watch::Sender<Option<Arc<Console>>>,
+) {
+    while from.changed().await.is_ok() {
+        to.send_replace(from.borrow_and_update().clone());
+    }
+}
+
+/// Leaves the latest of what is known of the session, for when there is no host to be asked.
+async fn keep_info(mut info: watch::Receiver<SessionInfo>, session_dir: PathBuf) {
+    let (path, beside) = (session_dir.join("info.json"), session_dir.join("info.json.new"));
+    loop {
+        let bytes = serde_json::to_vec_pretty(&*info.borrow_and_update()).unwrap_or_default();
+        if let Err(error) = fs::write(&beside, bytes).and_then(|()| fs::rename(&beside, &path)) {
+            tracing::warn!(%error, "the session's info can't be written");
+        }
+        if info.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Door {
+    Docker,
+    Control,
+}
+
+#[derive(Debug, Clone)]
+struct Doors {
+    accepts: watch::Receiver<bool>,
+    /// A permit for each connection.
+    clients: Arc<Semaphore>,
+    served: Served,
+    uid: u32,
+}
+
+impl Doors {
+    async fn accept(mut self, listener: UnixListener, door: Door) {
+        loop {
+            if self.accepts.wait_for(|accepts| *accepts).await.is_err() {
+                return;
+            }
+            let accepted = tokio::select! {
+                accepted = listener.accept() => accepted,
+                _ = self.accepts.wait_for(|accepts| !accepts) => continue,
+            };
+            match accepted {
+                Ok((stream, _)) => match Arc::clone(&self.clients).try_acquire_owned() {
+                    Ok(permit) => self.open(stream, door, permit),
+                    Err(_) => tracing::warn!(limit = CONNECTIONS_MAX, "too many connections"),
+                },
+                Err(error) => {
+                    tracing::warn!(%error, "can't accept");
+                    sleep(Duration::from_millis(100)).await;
+                }
+            }
+        }
+    }
+
+    fn open(&self, stream: UnixStream, door: Door, permit: OwnedSemaphorePermit) {
+        // The session's folder is its owner's alone; this holds even if somebody opened it up.
+        let Ok(credentials) = stream.peer_cred() else { return };
+        if credentials.uid() != self.uid && credentials.uid() != 0 {
+            tracing::warn!(uid = credentials.uid(), "not the session's owner");
+            return;
+        }
+        let mut served = self.served.clone();
+        served.client = name(credentials.pid()).into();
+        tokio::spawn(async move {
+            match door {
+                Door::Docker => {
+                    let engine = SessionEngine { owner: served.owner, client: served.client };
+                    dormouse_docker_proxy::serve(stream, engine).await;
+                }
+                Door::Control => {
+                    let service = TowerToHyperService::new(control::router(served));
+                    let connection = hyper::server::conn::http1::Builder::new()
+                        .serve_connection(TokioIo::new(stream), service)
+                        .with_upgrades();
+                    if let Err(error) = connection.await {
+                        tracing::debug!(%error, "control connection ended");
+                    }
+                }
+            }
+            drop(permit);
+        });
+    }
+}
+
+/// A process as people know it.
+fn name(pid: Option<i32>) -> String {
+    let Some(pid) = pid else { return "somebody".to_owned() };
+    match fs::read_to_string(format!("/proc/{pid}/comm")) {
+        Ok(program) => format!("pid {pid} ({})", program.trim()),
+        Err(_) => format!("pid {pid}"),
+    }
+}
+
+struct Host {
+    served: Served,
+    link: Link,
+    inbox: mpsc::Receiver<Order>,
+    accepting: watch::Sender<bool>,
+    clients: Arc<Semaphore>,
+}
+
+impl Host {
+    async fn run(mut self) -> Result<(), HostError> {
+        let mut terminated = signal(SignalKind::terminate())?;
+        let mut interrupted = signal(SignalKind::interrupt())?;
+        loop {
+            let order = tokio::select! {
+                order = self.inbox.recv() => order.unwrap_or(Order::Shutdown),
+                _ = terminated.recv() => Order::Shutdown,
+                _ = interrupted.recv() => Order::Shutdown,
+                () = unneeded(self.served.owner.info(), &self.clients) => Order::Go,
+            };
+            // Nobody needs this host: whether it may go is for the service to say.
+            let order = if order == Order::Go { self.leave().await } else { order };
+            match order {
+                Order::Go => return Ok(()),
+                Order::Stay => {}
+                Order::Terminate => {
+                    self.served.owner.tell(Event::Terminate { reason: "the service asked".into() })
+                }
+                Order::Shutdown => {
+                    self.shut_down().await;
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    /// Asks to go. What comes instead of an answer counts; silence means stay.
+    async fn leave(&mut self) -> Order {
+        self.accepting.send_replace(false);
+        let order = if self.link.send(ToService::Leave).await {
+            timeout(LEAVE_WITHIN, self.inbox.recv()).await.ok().flatten().unwrap_or(Order::Stay)
+        } else {
+            // Nobody would take the listeners over.
+            Order::Stay
+        };
+        if order != Order::Go {
+            self.accepting.send_replace(true);
+        }
+        order
+    }
+
+    async fn shut_down(&self) {
+        self.accepting.send_replace(false);
+        self.served.owner.tell(Event::HostLeaving);
+        let mut info = self.served.owner.info();
+        let asleep = info.wait_for(|info| info.vm.phase == Phase::Absent);
+        if timeout(SHUTDOWN_WITHIN, asleep).await.is_err() {
+            tracing::warn!("the VM could not be put to sleep in time");
+        }
+    }
+}
+
+/// Ends when for a while nobody was connected and there was no VM.
+async fn unneeded(mut info: watch::Receiver<SessionInfo>, clients: &Semaphore) {
+    let mut quiet_since = clock::now();
+    loop {
+        let idle = info.borrow_and_update().vm.phase == Phase::Absent
+            && clients.available_permits() == CONNECTIONS_MAX;
+        if !idle {
+            quiet_since = clock::now();
+        }
+        let left = LINGER.saturating_sub(clock::now().since(quiet_since));
+        if left.is_zero() {
+            return;
+        }
+        // Connections come and go without a word to here, so they are counted now and then.
+        let _ = timeout(left.min(Duration::from_secs(1)), info.changed()).await;
+    }
+}

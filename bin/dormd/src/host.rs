@@ -1,0 +1,315 @@
+//! One session's host, seen from the service: started on a knock, linked, let go.
+//!
+//! ```text
+//! asleep ── knock, or a VM that was left up ──► hosted ── Leave, nobody knocked ──► asleep
+//!    ▲                                            │
+//!    └──────────────── the host's end ────────────┘
+//! ```
+
+use std::collections::VecDeque;
+use std::io::{self, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixListener;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+use command_fds::{CommandFdExt, FdMapping};
+use dormouse_api::SessionInfo;
+use dormouse_api::link::{LINE_BYTES_MAX, ToHost, ToService};
+use dormouse_client::{Home, program_beside_this_one};
+use dormouse_vm::VmRecord;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+use tokio::io::unix::AsyncFd;
+use tokio::io::{AsyncWriteExt, Interest};
+use tokio::net::UnixStream;
+use tokio::net::unix::OwnedWriteHalf;
+use tokio::sync::{mpsc, watch};
+use tokio::time::sleep;
+
+use crate::factory::Factory;
+use crate::settings::Settings;
+
+/// After a host that ended at once, the next is started after so long, so that a broken one can't spin.
+const RESTART_AFTER: Duration = Duration::from_secs(1);
+
+/// What the service wants of a session.
+#[derive(Debug)]
+pub(crate) enum Order {
+    /// Put the VM to sleep, and let the host go: the service is going down.
+    Shutdown,
+    /// End the session's incarnation.
+    Terminate,
+}
+
+/// Keeps one session's listeners while it has no host.
+pub(crate) struct Keeper {
+    pub(crate) settings: Settings,
+    pub(crate) home: Home,
+    pub(crate) factory: Arc<Factory>,
+    pub(crate) info: watch::Sender<SessionInfo>,
+    pub(crate) orders: mpsc::Receiver<Order>,
+}
+
+struct Sockets {
+    docker: OwnedFd,
+    control: OwnedFd,
+}
+
+/// How a link ended.
+enum End {
+    /// The host is gone, or was let go.
+    Host,
+    /// Nobody needs this session any more.
+    Session,
+}
+
+impl Keeper {
+    /// Runs until the session is removed or the service goes down.
+    pub(crate) async fn run(mut self) {
+        if let Err(error) = self.keep().await {
+            tracing::error!(session = %self.settings.name, %error, "the session can't be served");
+        }
+    }
+
+    async fn keep(&mut self) -> io::Result<()> {
+        let runtime = self.home.session_runtime(&self.settings.id);
+        // A host that outlived the last service has the listeners; else they are made anew.
+        let (mut sockets, mut link) = match Link::attach(&runtime, true).await {
+            Ok((link, Some(sockets))) => (sockets, Some(link)),
+            _ => (bind(&runtime)?, None),
+        };
+        loop {
+            let found = match link.take() {
+                Some(link) => link,
+                None => {
+                    if VmRecord::read(&runtime).ok().flatten().is_none() {
+                        tokio::select! {
+                            knock = knock(&sockets) => knock?,
+                            order = self.orders.recv() => match order {
+                                Some(Order::Terminate) => {}
+                                Some(Order::Shutdown) | None => return Ok(()),
+                            },
+                        }
+                    }
+                    match self.start_host(&sockets).await {
+                        Ok(link) => link,
+                        Err(error) => {
+                            tracing::error!(session = %self.settings.name, %error, "can't start the session's host");
+                            sleep(RESTART_AFTER).await;
+                            continue;
+                        }
+                    }
+                }
+            };
+            match self.serve(found, &mut sockets).await {
+                Ok(End::Session) => return Ok(()),
+                Ok(End::Host) => {}
+                Err(error) => {
+                    tracing::warn!(session = %self.settings.name, %error, "the link to the host broke");
+                    sleep(RESTART_AFTER).await;
+                }
+            }
+        }
+    }
+
+    async fn start_host(&self, sockets: &Sockets) -> io::Result<Link> {
+        let runtime = self.home.session_runtime(&self.settings.id);
+        let path = runtime.join("service.sock");
+        let _ = std::fs::remove_file(&path);
+        let service = OwnedFd::from(UnixListener::bind(&path)?);
+        let log = std::fs::File::create(runtime.join("host.log"))?;
+        let mut command = Command::new(program_beside_this_one("dorm-session")?);
+        command
+            .arg("--session-dir")
+            .arg(self.home.session(&self.settings.id))
+            .arg("--runtime-dir")
+            .arg(&runtime)
+            .env("DORM_SETTINGS", serde_json::to_string(&self.settings.for_host(self.settings.idle_timeout))?)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log);
+        std::os::unix::process::CommandExt::process_group(&mut command, 0);
+        let parents = [sockets.docker.try_clone()?, sockets.control.try_clone()?, service];
+        let mappings =
+            parents.into_iter().zip(3..).map(|(parent_fd, child_fd)| FdMapping { parent_fd, child_fd });
+        command.fd_mappings(mappings.collect()).map_err(io::Error::other)?;
+        let mut child = command.spawn()?;
+        // The command holds the listeners until it is dropped, and a host that dies must take its own along.
+        drop(command);
+        tokio::task::spawn_blocking(move || child.wait());
+        Ok(Link::attach(&runtime, false).await?.0)
+    }
+
+    async fn serve(&mut self, link: Link, sockets: &mut Sockets) -> io::Result<End> {
+        let Link { mut lines, mut writer } = link;
+        let (made, mut results) = mpsc::channel(1);
+        loop {
+            let reply = tokio::select! {
+                message = lines.next::<ToService>() => match message? {
+                    None => return Ok(End::Host),
+                    Some(ToService::Attached { info, .. } | ToService::Changed(info)) => {
+                        self.info.send_replace(*info);
+                        continue;
+                    }
+                    Some(ToService::MakeVm { session, generation }) => {
+                        // The link says which session it is; a request for another one is a host gone mad.
+                        if session == self.settings.id {
+                            self.make(generation, made.clone());
+                        } else {
+                            let reason = "a host may ask for VMs of its own session only".to_owned();
+                            send(&mut writer, &ToHost::NotMade { generation, reason }).await?;
+                        }
+                        continue;
+                    }
+                    Some(ToService::Leave) if is_knocked(sockets)? => ToHost::Stay,
+                    Some(ToService::Leave) => ToHost::Go,
+                },
+                Some(result) = results.recv() => result,
+                order = self.orders.recv() => match order {
+                    Some(Order::Terminate) => ToHost::Terminate,
+                    Some(Order::Shutdown) | None => {
+                        send(&mut writer, &ToHost::Shutdown).await?;
+                        while lines.next::<ToService>().await?.is_some() {}
+                        return Ok(End::Session);
+                    }
+                },
+            };
+            send(&mut writer, &reply).await?;
+        }
+    }
+
+    fn make(&self, generation: u64, made: mpsc::Sender<ToHost>) {
+        let (factory, settings) = (Arc::clone(&self.factory), self.settings.clone());
+        tokio::spawn(async move {
+            let result = match factory.make(&settings, generation).await {
+                Ok(()) => ToHost::Made { generation },
+                Err(error) => ToHost::NotMade { generation, reason: format!("{error:#}") },
+            };
+            let _ = made.send(result).await;
+        });
+    }
+}
+
+fn bind(runtime: &std::path::Path) -> io::Result<Sockets> {
+    let bind = |name: &str| -> io::Result<OwnedFd> {
+        let path = runtime.join(name);
+        let _ = std::fs::remove_file(&path);
+        Ok(UnixListener::bind(path)?.into())
+    };
+    Ok(Sockets { docker: bind("docker.sock")?, control: bind("control.sock")? })
+}
+
+/// Has anybody connected who wasn't accepted yet?
+fn is_knocked(sockets: &Sockets) -> io::Result<bool> {
+    let mut state =
+        [PollFd::new(&sockets.docker, PollFlags::IN), PollFd::new(&sockets.control, PollFlags::IN)];
+    Ok(poll(&mut state, Some(&Timespec::default()))? > 0)
+}
+
+/// Waits until somebody connects. Nobody is accepted here.
+async fn knock(sockets: &Sockets) -> io::Result<()> {
+    let (docker, control) = (watched(sockets.docker.as_fd())?, watched(sockets.control.as_fd())?);
+    tokio::select! {
+        ready = docker.readable() => ready.map(drop),
+        ready = control.readable() => ready.map(drop),
+    }
+}
+
+fn watched(descriptor: std::os::fd::BorrowedFd<'_>) -> io::Result<AsyncFd<OwnedFd>> {
+    #[expect(unsafe_code, reason = "registering is only sound for a descriptor that stays the same")]
+    // SAFETY: an `OwnedFd` is one descriptor from its making to its drop, and `AsyncFd` owns this one.
+    unsafe { AsyncFd::register_with_interest(descriptor.try_clone_to_owned()?, Interest::READABLE) }
+        .map_err(io::Error::from)
+}
+
+/// A link to a host.
+struct Link {
+    lines: Lines,
+    writer: OwnedWriteHalf,
+}
+
+impl Link {
+    /// Connects to the host behind `service.sock`, and gets its listeners if they are wanted.
+    async fn attach(runtime: &std::path::Path, listeners: bool) -> io::Result<(Self, Option<Sockets>)> {
+        let stream = UnixStream::connect(runtime.join("service.sock")).await?;
+        let (reader, mut writer) = stream.into_split();
+        send(&mut writer, &ToHost::Attach { version: env!("CARGO_PKG_VERSION").to_owned(), listeners })
+            .await?;
+        let mut link =
+            Self { lines: Lines { reader, buffer: Vec::new(), descriptors: VecDeque::new() }, writer };
+        if !listeners {
+            return Ok((link, None));
+        }
+        link.lines.fill().await?;
+        let (docker, control) = (link.lines.descriptors.pop_front(), link.lines.descriptors.pop_front());
+        let (Some(docker), Some(control)) = (docker, control) else {
+            return Err(io::Error::other("the host sent no listeners"));
+        };
+        Ok((link, Some(Sockets { docker, control })))
+    }
+}
+
+async fn send(writer: &mut OwnedWriteHalf, message: &ToHost) -> io::Result<()> {
+    let mut line = serde_json::to_vec(message)?;
+    line.push(b'\n');
+    writer.write_all(&line).await
+}
+
+/// Lines, and the descriptors that came beside them.
+struct Lines {
+    reader: tokio::net::unix::OwnedReadHalf,
+    buffer: Vec<u8>,
+    descriptors: VecDeque<OwnedFd>,
+}
+
+impl Lines {
+    /// The next message; `None` at the end. Cancel-safe: what was read stays here.
+    async fn next<T: serde::de::DeserializeOwned>(&mut self) -> io::Result<Option<T>> {
+        loop {
+            if let Some(end) = self.buffer.iter().position(|byte| *byte == b'\n') {
+                let line: Vec<u8> = self.buffer.drain(..=end).collect();
+                return Ok(Some(serde_json::from_slice(&line)?));
+            }
+            if self.buffer.len() > LINE_BYTES_MAX {
+                return Err(io::Error::other("a line is too long"));
+            }
+            if self.fill().await? == 0 {
+                return Ok(None);
+            }
+        }
+    }
+
+    async fn fill(&mut self) -> io::Result<usize> {
+        let stream: &UnixStream = self.reader.as_ref();
+        let mut bytes = vec![0; 16 * 1024];
+        loop {
+            stream.readable().await?;
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
+            let mut control = RecvAncillaryBuffer::new(&mut space);
+            let received = stream.try_io(Interest::READABLE, || {
+                Ok(recvmsg(
+                    stream,
+                    &mut [IoSliceMut::new(&mut bytes)],
+                    &mut control,
+                    RecvFlags::CMSG_CLOEXEC,
+                )?)
+            });
+            match received {
+                Ok(received) => {
+                    for message in control.drain() {
+                        if let RecvAncillaryMessage::ScmRights(descriptors) = message {
+                            self.descriptors.extend(descriptors);
+                        }
+                    }
+                    self.buffer.extend_from_slice(&bytes[..received.bytes]);
+                    return Ok(received.bytes);
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+}

@@ -1,0 +1,267 @@
+//! A session's record: everything that was settled when it was created.
+//!
+//! The VM factory makes VMs from this and nothing else, so it is copied whole at creation: a default that changes later
+//! changes no session that exists.
+
+use std::fs::{self, File};
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+
+use dormouse_api::link::HostSettings;
+use dormouse_api::{ApiError, CreateSession, ErrorCode, IdleTimeout, NetworkKind, SessionId, SessionName};
+use dormouse_vm::{CPUS_MAX, MEMORY_MIB_MIN};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+/// Version of the record's format.
+const FORMAT: u32 = 1;
+/// Name of the record in a session's folder.
+const FILE_NAME: &str = "session.json";
+/// No record is longer, in bytes.
+const RECORD_BYTES_MAX: u64 = 1024 * 1024;
+/// Size of a data disk when none is asked for: 64 GiB, sparse.
+const STORAGE_BYTES: u64 = 64 << 30;
+/// The smallest data disk that the guest can format and an engine can live on.
+const STORAGE_BYTES_MIN: u64 = 256 << 20;
+/// The largest ext4 with 4 KiB blocks.
+const STORAGE_BYTES_MAX: u64 = 16 << 40;
+/// Longest bring-up when nothing is asked for.
+const BOOT_TIMEOUT_SECONDS: u64 = 240;
+/// Longest bring-up that may be asked for: a day.
+const BOOT_TIMEOUT_SECONDS_MAX: u64 = 24 * 60 * 60;
+/// Most virtual CPUs that a session gets unasked.
+const CPUS_UNASKED_MAX: u32 = 4;
+/// Bounds of a quarter of the host's RAM, in MiB.
+const MEMORY_MIB_UNASKED: (u64, u64) = (1024, 8 * 1024);
+
+/// Everything that was settled when a session was created.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Settings {
+    format: u32,
+    /// What sockets and folders call it.
+    pub(crate) id: SessionId,
+    /// What the user calls it.
+    pub(crate) name: SessionName,
+    /// The owner's uid.
+    pub(crate) owner: u32,
+    /// Where its disk lives; canonical.
+    pub(crate) storage: PathBuf,
+    /// Virtual CPUs.
+    pub(crate) cpus: u32,
+    /// RAM in MiB.
+    pub(crate) memory_mib: u64,
+    /// Size of the data disk in bytes.
+    pub(crate) storage_bytes: u64,
+    /// The way out.
+    pub(crate) network: NetworkKind,
+    /// The disk lives in memory and goes with the VM.
+    pub(crate) ephemeral: bool,
+    /// Ends when the creating connection closes.
+    pub(crate) temporary: bool,
+    /// The grace period.
+    pub(crate) idle_timeout: IdleTimeout,
+    /// Longest bring-up, in seconds.
+    pub(crate) boot_timeout_seconds: u64,
+}
+
+/// What this host can do, as far as defaults depend on it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct HostTraits {
+    /// Processors that this process may use.
+    pub(crate) cpus: u32,
+    /// RAM in MiB.
+    pub(crate) memory_mib: u64,
+    /// No hardware virtualization.
+    pub(crate) emulation: bool,
+    /// The best network that guests can have here.
+    pub(crate) network: NetworkKind,
+}
+
+impl HostTraits {
+    /// Looks at this host's processors and memory.
+    #[must_use]
+    pub(crate) fn of_this_host(emulation: bool, network: NetworkKind) -> Self {
+        let info = rustix::system::sysinfo();
+        let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+        Self {
+            cpus: u32::try_from(cpus).unwrap_or(u32::MAX),
+            memory_mib: info.totalram.saturating_mul(u64::from(info.mem_unit)) >> 20,
+            emulation,
+            network,
+        }
+    }
+}
+
+impl Settings {
+    /// What `wish` comes to on this host. The storage is still to be made.
+    ///
+    /// # Errors
+    /// [`ErrorCode::Invalid`] for a value that no VM can have.
+    pub(crate) fn settle(
+        wish: &CreateSession,
+        id: SessionId,
+        storage: PathBuf,
+        host: HostTraits,
+    ) -> Result<Self, ApiError> {
+        let (least, most) = MEMORY_MIB_UNASKED;
+        let memory_unasked = if host.emulation { least } else { (host.memory_mib / 4).clamp(least, most) };
+        let settings = Self {
+            format: FORMAT,
+            id,
+            name: wish.name.clone(),
+            owner: rustix::process::geteuid().as_raw(),
+            storage,
+            cpus: wish.cpus.unwrap_or(host.cpus.clamp(1, CPUS_UNASKED_MAX)),
+            memory_mib: wish.memory_mib.unwrap_or(memory_unasked),
+            storage_bytes: wish.storage_bytes.unwrap_or(STORAGE_BYTES),
+            network: host.network,
+            ephemeral: wish.ephemeral,
+            temporary: wish.temporary,
+            idle_timeout: wish.idle_timeout,
+            boot_timeout_seconds: wish.boot_timeout_seconds.unwrap_or(BOOT_TIMEOUT_SECONDS),
+        };
+        settings.check(host)?;
+        Ok(settings)
+    }
+
+    fn check(&self, host: HostTraits) -> Result<(), ApiError> {
+        let invalid =
+            |message: String, hint: String| Err(ApiError::new(ErrorCode::Invalid, message).hint(hint));
+        if !(1..=CPUS_MAX).contains(&self.cpus) {
+            return invalid(
+                format!("{} CPUs can't be given to a VM", self.cpus),
+                format!("1 to {CPUS_MAX} can"),
+            );
+        }
+        if self.memory_mib < MEMORY_MIB_MIN || self.memory_mib > host.memory_mib {
+            return invalid(
+                format!("{} MiB of memory can't be given to a VM", self.memory_mib),
+                format!("{MEMORY_MIB_MIN} to {} MiB can on this host", host.memory_mib),
+            );
+        }
+        if !(STORAGE_BYTES_MIN..=STORAGE_BYTES_MAX).contains(&self.storage_bytes) {
+            return invalid(
+                format!("a disk of {} bytes can't be made", self.storage_bytes),
+                format!("{STORAGE_BYTES_MIN} to {STORAGE_BYTES_MAX} bytes can"),
+            );
+        }
+        if !(1..=BOOT_TIMEOUT_SECONDS_MAX).contains(&self.boot_timeout_seconds) {
+            return invalid(
+                format!("a boot timeout of {} s makes no sense", self.boot_timeout_seconds),
+                format!("give 1 to {BOOT_TIMEOUT_SECONDS_MAX} s"),
+            );
+        }
+        Ok(())
+    }
+
+    /// What the session's host is told of them.
+    #[must_use]
+    pub(crate) fn for_host(&self, idle_timeout: IdleTimeout) -> HostSettings {
+        HostSettings {
+            id: self.id.clone(),
+            name: self.name.clone(),
+            owner: self.owner,
+            storage: self.storage.clone(),
+            ephemeral: self.ephemeral,
+            idle_timeout,
+            boot_timeout_seconds: self.boot_timeout_seconds,
+            cpus: self.cpus,
+            memory_mib: self.memory_mib,
+            storage_bytes: self.storage_bytes,
+            reopen_after_terminate: self.name.is_default(),
+        }
+    }
+
+    /// Reads the record in a session's folder.
+    ///
+    /// # Errors
+    /// When it can't be read, makes no sense, or another version of Dormouse wrote it.
+    pub(crate) fn read(folder: &Path) -> io::Result<Self> {
+        let settings: Self = read_json(&folder.join(FILE_NAME))?;
+        if settings.format != FORMAT {
+            let message = format!("it has format {}, this version reads {FORMAT}", settings.format);
+            return Err(io::Error::new(io::ErrorKind::InvalidData, message));
+        }
+        Ok(settings)
+    }
+
+    /// Writes the record into a session's folder, in one step as seen by readers, and durably.
+    ///
+    /// # Errors
+    /// When that fails.
+    pub(crate) fn write(&self, folder: &Path) -> io::Result<()> {
+        write_json(&folder.join(FILE_NAME), self)
+    }
+}
+
+/// Reads a JSON file of bounded length.
+pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> io::Result<T> {
+    let mut bytes = Vec::new();
+    File::open(path)?.take(RECORD_BYTES_MAX).read_to_end(&mut bytes)?;
+    serde_json::from_slice(&bytes).map_err(io::Error::from)
+}
+
+/// Writes a JSON file beside its place, syncs it, and renames it.
+pub(crate) fn write_json<T: Serialize>(path: &Path, value: &T) -> io::Result<()> {
+    let beside = path.with_extension("json.new");
+    let mut options = File::options();
+    let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
+    file.write_all(&serde_json::to_vec_pretty(value)?)?;
+    file.sync_all()?;
+    fs::rename(&beside, path)?;
+    path.parent().map_or(Ok(()), |folder| File::open(folder)?.sync_all())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HOST: HostTraits =
+        HostTraits { cpus: 16, memory_mib: 24 * 1024, emulation: false, network: NetworkKind::Passt };
+
+    fn settle(change: impl FnOnce(&mut CreateSession), host: HostTraits) -> Result<Settings, ApiError> {
+        let mut wish = CreateSession::named("work".parse().unwrap());
+        change(&mut wish);
+        Settings::settle(&wish, SessionId::from_random(1), "/x".into(), host)
+    }
+
+    #[test]
+    fn what_is_not_asked_for_follows_the_host_within_bounds() {
+        let settings = settle(|_| {}, HOST).unwrap();
+        assert_eq!((settings.cpus, settings.memory_mib), (4, 6 * 1024));
+        assert_eq!(settings.storage_bytes, 64 << 30);
+        assert_eq!(settings.idle_timeout, IdleTimeout::Seconds(30));
+        assert_eq!(settings.boot_timeout_seconds, 240);
+        let large = HostTraits { memory_mib: 1 << 20, cpus: 2, ..HOST };
+        let settings = settle(|_| {}, large).unwrap();
+        assert_eq!((settings.cpus, settings.memory_mib), (2, 8 * 1024));
+        assert_eq!(settle(|_| {}, HostTraits { emulation: true, ..HOST }).unwrap().memory_mib, 1024);
+    }
+
+    #[test]
+    fn values_that_no_vm_can_have_are_refused_with_a_hint() {
+        let refused = |change: fn(&mut CreateSession)| {
+            let error = settle(change, HOST).unwrap_err();
+            assert_eq!(error.code, ErrorCode::Invalid);
+            assert!(error.hint.is_some());
+        };
+        refused(|wish| wish.cpus = Some(0));
+        refused(|wish| wish.cpus = Some(CPUS_MAX + 1));
+        refused(|wish| wish.memory_mib = Some(1));
+        refused(|wish| wish.memory_mib = Some(1 << 30));
+        refused(|wish| wish.storage_bytes = Some(0));
+        refused(|wish| wish.storage_bytes = Some(u64::MAX));
+        refused(|wish| wish.boot_timeout_seconds = Some(0));
+    }
+
+    #[test]
+    fn a_record_is_read_as_it_was_written_and_another_format_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut settings = settle(|wish| wish.idle_timeout = IdleTimeout::Never, HOST).unwrap();
+        settings.write(folder.path()).unwrap();
+        assert_eq!(Settings::read(folder.path()).unwrap(), settings);
+        settings.format = 9;
+        settings.write(folder.path()).unwrap();
+        assert!(Settings::read(folder.path()).unwrap_err().to_string().contains("format 9"));
+    }
+}

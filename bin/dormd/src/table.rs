@@ -1,0 +1,255 @@
+//! The table of sessions.
+
+use std::collections::BTreeMap;
+use std::fs::{self, DirBuilder};
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use dormouse_api::{
+    ApiError, CreateSession, ErrorCode, IdleAction, IdleInfo, NetworkInfo, NetworkKind, Phase, SessionId,
+    SessionInfo, SessionName, SessionState, StorageInfo, VmInfo,
+};
+use dormouse_client::Home;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+
+use crate::factory::Factory;
+use crate::host::{Keeper, Order};
+use crate::settings::{HostTraits, Settings};
+use crate::storage;
+
+/// How long a session may take to end.
+const TERMINATED_WITHIN: Duration = Duration::from_secs(150);
+
+/// How long every session together may take when the service goes down.
+const SHUTDOWN_WITHIN: Duration = Duration::from_secs(65);
+
+/// All sessions of one home.
+#[derive(Debug)]
+pub(crate) struct Table {
+    home: Home,
+    factory: Arc<Factory>,
+    rows: Mutex<BTreeMap<SessionName, Row>>,
+}
+
+#[derive(Debug)]
+struct Row {
+    settings: Settings,
+    info: watch::Receiver<SessionInfo>,
+    orders: mpsc::Sender<Order>,
+    keeper: JoinHandle<()>,
+}
+
+fn internal(error: impl std::fmt::Display) -> ApiError {
+    ApiError::new(ErrorCode::Internal, error)
+}
+
+fn unknown(name: &SessionName) -> ApiError {
+    ApiError::new(ErrorCode::NotFound, format!("there is no session named {name:?}", name = name.as_str()))
+        .hint("`dorm session ls` lists those there are")
+}
+
+impl Table {
+    /// The sessions that are there. A record that can't be read is left alone, and logged.
+    pub(crate) fn load(home: Home) -> io::Result<Self> {
+        let mut folders = DirBuilder::new();
+        folders.recursive(true).mode(0o700);
+        folders.create(home.sessions())?;
+        let factory = Arc::new(Factory::new(home.clone()));
+        let table = Self { home, factory, rows: Mutex::new(BTreeMap::new()) };
+        for entry in fs::read_dir(table.home.sessions())? {
+            let folder = entry?.path();
+            match Settings::read(&folder) {
+                Ok(settings) => table.insert(settings)?,
+                Err(error) => {
+                    tracing::error!(folder = %folder.display(), %error, "a session's record can't be read")
+                }
+            }
+        }
+        Ok(table)
+    }
+
+    fn rows(&self) -> MutexGuard<'_, BTreeMap<SessionName, Row>> {
+        self.rows.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    fn insert(&self, settings: Settings) -> io::Result<()> {
+        let runtime = self.home.session_runtime(&settings.id);
+        DirBuilder::new().recursive(true).mode(0o700).create(&runtime)?;
+        let (sender, info) = watch::channel(self.known(&settings));
+        let (orders, inbox) = mpsc::channel(4);
+        let keeper = Keeper {
+            settings: settings.clone(),
+            home: self.home.clone(),
+            factory: Arc::clone(&self.factory),
+            info: sender,
+            orders: inbox,
+        };
+        let keeper = tokio::spawn(keeper.run());
+        self.rows().insert(settings.name.clone(), Row { settings, info, orders, keeper });
+        Ok(())
+    }
+
+    /// What the last host left, or what can be told of a session that never had one.
+    fn known(&self, settings: &Settings) -> SessionInfo {
+        let left =
+            crate::settings::read_json::<SessionInfo>(&self.home.session(&settings.id).join("info.json"));
+        left.unwrap_or_else(|_| fresh(settings, &self.home.session_runtime(&settings.id)))
+    }
+
+    /// Every session, by name.
+    pub(crate) fn all(&self) -> Vec<SessionInfo> {
+        self.rows().values().map(|row| row.info.borrow().clone()).collect()
+    }
+
+    /// One session.
+    pub(crate) fn get(&self, name: &SessionName) -> Result<SessionInfo, ApiError> {
+        self.rows().get(name).map(|row| row.info.borrow().clone()).ok_or_else(|| unknown(name))
+    }
+
+    /// One session; the default one is made on its first use.
+    pub(crate) async fn open(&self, name: &SessionName) -> Result<SessionInfo, ApiError> {
+        match self.get(name) {
+            Err(_) if name.is_default() => match self.create(&CreateSession::named(name.clone())).await {
+                // Somebody else made it at the same time.
+                Err(error) if error.code == ErrorCode::Exists => self.get(name),
+                created => created,
+            },
+            found => found,
+        }
+    }
+
+    /// Makes a session: everything that its VMs will be made of is settled here.
+    pub(crate) async fn create(&self, wish: &CreateSession) -> Result<SessionInfo, ApiError> {
+        let taken = || {
+            ApiError::new(
+                ErrorCode::Exists,
+                format!("there is already a session named {:?}", wish.name.as_str()),
+            )
+        };
+        if self.rows().contains_key(&wish.name) {
+            return Err(taken());
+        }
+        let mut random = [0; 8];
+        rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty()).map_err(internal)?;
+        let id = SessionId::from_random(u64::from_ne_bytes(random));
+        let folder = self.home.session(&id);
+        let path = match &wish.storage {
+            Some(path) => storage::check(path, wish.no_create)?,
+            None if wish.no_create => {
+                return Err(ApiError::new(ErrorCode::Storage, "--no-create needs a store that is there")
+                    .hint("name it with --storage"));
+            }
+            None => folder.clone(),
+        };
+        let used_by = |row: &Row| row.settings.storage == path;
+        if let Some(other) = self.rows().values().find(|row| used_by(row)) {
+            let message = format!(
+                "the store {} is used by the session {:?}",
+                path.display(),
+                other.settings.name.as_str()
+            );
+            return Err(ApiError::new(ErrorCode::Storage, message).hint("a store has one session at a time"));
+        }
+        let emulation =
+            !self.factory.qemu().await.map_err(|error| internal(format!("{error:#}")))?.acceleration.is_kvm();
+        let network = self.factory.network().await.map_err(internal)?;
+        let settings = Settings::settle(wish, id, path, HostTraits::of_this_host(emulation, network))?;
+        storage::make(&settings.storage, settings.storage_bytes)?;
+        DirBuilder::new().recursive(true).mode(0o700).create(&folder).map_err(internal)?;
+        settings.write(&folder).map_err(internal)?;
+        if self.rows().contains_key(&wish.name) {
+            self.discard(&settings);
+            return Err(taken());
+        }
+        self.insert(settings).map_err(internal)?;
+        self.get(&wish.name)
+    }
+
+    /// Ends a session and removes all that it has.
+    pub(crate) async fn remove(&self, name: &SessionName) -> Result<(), ApiError> {
+        let (orders, mut info) = {
+            let rows = self.rows();
+            let row = rows.get(name).ok_or_else(|| unknown(name))?;
+            (row.orders.clone(), row.info.clone())
+        };
+        let ever_up = info.borrow().vm.generation > 0 && info.borrow().vm.phase != Phase::Absent;
+        if ever_up {
+            let _ = orders.send(Order::Terminate).await;
+            let ended = info
+                .wait_for(|info| info.state == SessionState::Terminated && info.vm.phase == Phase::Absent);
+            if timeout(TERMINATED_WITHIN, ended).await.is_err() {
+                return Err(
+                    ApiError::new(ErrorCode::Busy, "the session did not end in time").hint("try again")
+                );
+            }
+        }
+        let _ = orders.send(Order::Shutdown).await;
+        let Some(row) = self.rows().remove(name) else { return Err(unknown(name)) };
+        let _ = timeout(TERMINATED_WITHIN, row.keeper).await;
+        self.discard(&row.settings);
+        Ok(())
+    }
+
+    fn discard(&self, settings: &Settings) {
+        storage::remove(&settings.storage);
+        let _ = fs::remove_dir_all(self.home.session(&settings.id));
+        let _ = fs::remove_dir_all(self.home.session_runtime(&settings.id));
+    }
+
+    /// Puts every VM to sleep.
+    pub(crate) async fn shut_down(&self) {
+        let rows = std::mem::take(&mut *self.rows());
+        for row in rows.values() {
+            let _ = row.orders.send(Order::Shutdown).await;
+        }
+        let ended = async {
+            for (_, row) in rows {
+                let _ = row.keeper.await;
+            }
+        };
+        if timeout(SHUTDOWN_WITHIN, ended).await.is_err() {
+            tracing::warn!("not every session went to sleep in time");
+        }
+    }
+}
+
+/// A session that never had a host.
+fn fresh(settings: &Settings, runtime: &Path) -> SessionInfo {
+    SessionInfo {
+        name: settings.name.clone(),
+        id: settings.id.clone(),
+        owner: settings.owner,
+        state: SessionState::Running,
+        incarnation: 1,
+        vm: VmInfo {
+            phase: Phase::Absent,
+            generation: 0,
+            boot: None,
+            how: None,
+            start_count: 0,
+            boots: 0,
+            since: jiff::Timestamp::now(),
+            deadline: None,
+            step: None,
+            acceleration: None,
+            cpus: settings.cpus,
+            memory_mib: settings.memory_mib,
+        },
+        holds: Vec::new(),
+        idle: IdleInfo { timeout_seconds: settings.idle_timeout, action: IdleAction::Stop },
+        network: NetworkInfo { kind: settings.network, host_loopback: settings.network == NetworkKind::User },
+        storage: StorageInfo {
+            path: settings.storage.clone(),
+            size_bytes: settings.storage_bytes,
+            used_bytes: 0,
+        },
+        termination: None,
+        docker_socket: runtime.join("docker.sock"),
+        control_socket: runtime.join("control.sock"),
+    }
+}

@@ -6,6 +6,7 @@
 mod acceleration;
 mod cache;
 mod features;
+mod test_guest;
 
 use std::io;
 use std::os::unix::fs::MetadataExt as _;

@@ -1,21 +1,19 @@
-//! Does KVM work? `/dev/kvm` can be there, open, make a VM, and still hang every guest (on a paravirtual host): so one
-//! is run, with a deadline.
+//! Does KVM work? `/dev/kvm` can be there, open, make a VM, and still hang every ordinary guest: so one is run, with a
+//! deadline.
 
-use std::fs::File;
-use std::io::Write as _;
-use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
 use command_fds::CommandFdExt as _;
 use command_fds::FdMapping;
-use rustix::fs::MemfdFlags;
 use serde::{Deserialize, Serialize};
 use tokio::process::Command;
 use tokio::time::timeout;
 
-/// How long the test guest may take; a working one needs some 0.2 s.
+use super::test_guest::{EXIT_PORT, EXIT_STATUS, kernel_file};
+
+/// How long the test guest may take; a working one needs some 0.3 s.
 pub const KVM_PROBE_WITHIN: Duration = Duration::from_secs(3);
 
 /// How long a killed QEMU may take to go.
@@ -65,39 +63,7 @@ pub(super) fn obstacle() -> Option<String> {
     }
 }
 
-/// The port of `isa-debug-exit`: writing `value` there ends QEMU with status `2 * value + 1`.
-const EXIT_PORT: u8 = 0xf4;
-const EXIT_VALUE: u8 = 0x10;
-const EXIT_STATUS: i32 = 2 * EXIT_VALUE as i32 + 1;
-
-/// A guest that says goodbye: the smallest kernel that QEMU loads, a multiboot header with load addresses and a few
-/// instructions of 32-bit code. The firmware runs before it, as before any ordinary guest.
-fn test_guest() -> Vec<u8> {
-    const LOAD_ADDRESS: u32 = 0x0010_0000;
-    const MAGIC: u32 = 0x1bad_b002;
-    // Bit 16: the addresses in the header hold.
-    const FLAGS: u32 = 1 << 16;
-    const HEADER_BYTES: u32 = 32;
-    // mov al, EXIT_VALUE; out EXIT_PORT, al; hlt; jmp to the hlt
-    const CODE: [u8; 7] = [0xb0, EXIT_VALUE, 0xe6, EXIT_PORT, 0xf4, 0xeb, 0xfd];
-    let end = LOAD_ADDRESS + HEADER_BYTES + CODE.len() as u32;
-    let checksum = 0_u32.wrapping_sub(MAGIC).wrapping_sub(FLAGS);
-    let header = [MAGIC, FLAGS, checksum, LOAD_ADDRESS, LOAD_ADDRESS, end, end, LOAD_ADDRESS + HEADER_BYTES];
-    let mut kernel: Vec<u8> = header.iter().flat_map(|field| field.to_le_bytes()).collect();
-    kernel.extend_from_slice(&CODE);
-    // QEMU looks for the header in the first 8 KiB, all of which must be there.
-    kernel.resize(8192, 0);
-    kernel
-}
-
-/// The test guest as a file without a name.
-fn test_guest_file() -> std::io::Result<OwnedFd> {
-    let mut file = File::from(rustix::fs::memfd_create("test-guest", MemfdFlags::CLOEXEC)?);
-    file.write_all(&test_guest())?;
-    Ok(file.into())
-}
-
-/// Where QEMU finds it.
+/// Where QEMU finds the test guest.
 const KERNEL_FD: i32 = 10;
 
 /// Runs a guest on KVM that ends by itself.
@@ -131,7 +97,7 @@ async fn run_test_guest(
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .kill_on_drop(true);
-    let kernel = test_guest_file().map_err(cannot)?;
+    let kernel = kernel_file().map_err(cannot)?;
     command
         .fd_mappings(vec![FdMapping { parent_fd: kernel, child_fd: KERNEL_FD }])
         .map_err(|error| error.to_string())?;

@@ -3,5 +3,6 @@
 
 mod exit;
 mod guest;
+mod probe;
 mod spawn;
 mod support;

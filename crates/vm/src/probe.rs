@@ -27,6 +27,8 @@ pub struct ProbeOptions {
     pub qemu: Option<PathBuf>,
     /// This passt instead of the one in the `PATH`.
     pub passt: Option<PathBuf>,
+    /// This `dorm-frames` instead of the one beside the running program.
+    pub frame_filter: Option<PathBuf>,
     /// Where answers are remembered; may be deleted at any time.
     pub cache_dir: PathBuf,
     /// Whether KVM may be used.
@@ -59,6 +61,8 @@ pub struct Qemu {
     pub acceleration: Acceleration,
     /// passt, where there is one.
     pub passt: Option<PathBuf>,
+    /// `dorm-frames`, without which no guest is given passt: see [`crate::frames`].
+    pub frame_filter: Option<PathBuf>,
 }
 
 /// Why no VM can run on this host.
@@ -135,8 +139,9 @@ impl Qemu {
             cache::write(&options.cache_dir, &key, &remembered);
         }
         let passt = options.passt.clone().or_else(|| in_path("passt"));
+        let frame_filter = options.frame_filter.clone().or_else(|| beside_us("dorm-frames"));
         let Basics { version, package, build, features } = basics;
-        Ok(Self { program, version, package, build, features, acceleration, passt })
+        Ok(Self { program, version, package, build, features, acceleration, passt, frame_filter })
     }
 }
 
@@ -193,4 +198,10 @@ fn in_path(name: &str) -> Option<PathBuf> {
     std::env::split_paths(&std::env::var_os("PATH")?)
         .map(|directory| directory.join(name))
         .find(|path| std::fs::metadata(path).is_ok_and(|found| found.is_file() && found.mode() & 0o111 != 0))
+}
+
+/// A program of ours, which is installed beside the one that runs.
+fn beside_us(name: &str) -> Option<PathBuf> {
+    let path = std::env::current_exe().ok()?.with_file_name(name);
+    path.is_file().then_some(path)
 }

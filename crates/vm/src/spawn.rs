@@ -24,7 +24,7 @@ use crate::config::{ConfigError, NetworkKind, Owner, Start, VmConfig};
 use crate::device::{self, ChildFd};
 use crate::disk::create_sparse;
 use crate::launch::{in_own_session, run_as};
-use crate::passt;
+use crate::network::Helpers;
 use crate::probe::Qemu;
 use crate::process::ProcessIdentity;
 use crate::record::{RecordError, VmRecord};
@@ -53,9 +53,12 @@ pub enum SpawnError {
     /// There is no passt.
     #[error("passt not found: install passt, or choose another network for this session")]
     PasstMissing,
-    /// passt ended at once.
-    #[error("passt does not start: {0}")]
-    Passt(String),
+    /// The filter that keeps a guest from the host's loopback isn't installed.
+    #[error("dorm-frames not found beside the running program: install Dormouse whole")]
+    FilterMissing,
+    /// passt, or the filter before it, ended at once.
+    #[error("the network helper does not start: {0}")]
+    Network(String),
     /// This host has too little RAM, or too little that is free.
     #[error(
         "the VM needs {needed_mib} MiB of memory, the host has {available_mib} MiB: give the session less memory"
@@ -126,8 +129,8 @@ pub struct Spawned {
     /// QEMU's last words, as long as this process lives.
     pub stderr: StderrTail,
     qemu: Child,
-    /// Reaped along with QEMU, at whose end it leaves.
-    passt: Option<Child>,
+    /// Reaped along with QEMU, at whose end they leave.
+    helpers: Option<Helpers>,
 }
 
 impl Spawned {
@@ -138,11 +141,8 @@ impl Spawned {
     /// When the process can't be waited for.
     pub async fn ended(&mut self) -> io::Result<ExitStatus> {
         let status = self.qemu.wait().await?;
-        if let Some(passt) = &mut self.passt
-            && tokio::time::timeout(KILL_WITHIN, passt.wait()).await.is_err()
-        {
-            tracing::warn!("passt outlives its QEMU, killed");
-            passt.kill().await?;
+        if let Some(helpers) = &mut self.helpers {
+            helpers.reap().await?;
         }
         Ok(status)
     }
@@ -186,7 +186,7 @@ struct Attempt<'a> {
     listeners: Vec<UnixListener>,
     made: Made,
     qemu: Option<(Child, StderrTail, tokio::task::JoinHandle<()>)>,
-    passt: Option<passt::Passt>,
+    helpers: Option<Helpers>,
 }
 
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -208,8 +208,8 @@ impl Drop for Attempt<'_> {
         if let Some((qemu, ..)) = &mut self.qemu {
             let _ = qemu.start_kill();
         }
-        if let Some(passt) = &mut self.passt {
-            let _ = passt.child.start_kill();
+        if let Some(helpers) = &mut self.helpers {
+            helpers.kill();
         }
         if self.made >= Made::Sockets {
             self.record.remove(&self.config.runtime_dir);
@@ -222,7 +222,7 @@ impl Drop for Attempt<'_> {
 
 impl<'a> Attempt<'a> {
     const fn new(config: &'a VmConfig, record: VmRecord) -> Self {
-        Self { config, record, listeners: Vec::new(), made: Made::Nothing, qemu: None, passt: None }
+        Self { config, record, listeners: Vec::new(), made: Made::Nothing, qemu: None, helpers: None }
     }
 
     /// Makes the files. Each is the owner's.
@@ -263,12 +263,12 @@ impl<'a> Attempt<'a> {
             .map(|(listener, fd)| FdMapping { parent_fd: OwnedFd::from(listener), child_fd: fd as i32 })
             .collect();
         if self.config.network == NetworkKind::Passt {
-            let program = qemu.passt.as_deref().ok_or(SpawnError::PasstMissing)?;
-            let mut passt = passt::start(program, self.config.owner).map_err(refused("start passt"))?;
-            let socket = passt.socket.take();
-            mappings
-                .extend(socket.map(|parent_fd| FdMapping { parent_fd, child_fd: ChildFd::Network as i32 }));
-            self.passt = Some(passt);
+            let passt = qemu.passt.as_deref().ok_or(SpawnError::PasstMissing)?;
+            let filter = qemu.frame_filter.as_deref().ok_or(SpawnError::FilterMissing)?;
+            let (helpers, parent_fd) = Helpers::start(passt, filter, self.config.owner)
+                .map_err(refused("start the network helpers"))?;
+            mappings.push(FdMapping { parent_fd, child_fd: ChildFd::Network as i32 });
+            self.helpers = Some(helpers);
         }
         let mut command = Command::new(&qemu.program);
         command.args(device::arguments(self.config, qemu, &self.record.uuid));
@@ -307,7 +307,7 @@ impl<'a> Attempt<'a> {
         let monitor = Client::connect(&self.record.sockets.service_monitor, ANSWER_WITHIN);
         let status = tokio::select! {
             connected = monitor => match connected {
-                Ok(_) => return check_passt(self.passt.as_mut()).await,
+                Ok(_) => return check_network(self.helpers.as_mut()).await,
                 Err(ConnectError::Closed | ConnectError::Io(_)) => qemu.wait().await.map_err(refused("wait for QEMU"))?,
                 Err(source) => return Err(SpawnError::NoAnswer { stderr: tail.text(), source }),
             },
@@ -321,21 +321,16 @@ impl<'a> Attempt<'a> {
     fn succeed(mut self) -> Spawned {
         self.made = Made::Vm;
         let (qemu, stderr, _) = self.qemu.take().expect("QEMU answered");
-        let passt = self.passt.take().map(|passt| passt.child);
-        Spawned { record: self.record.clone(), stderr, qemu, passt }
+        Spawned { record: self.record.clone(), stderr, qemu, helpers: self.helpers.take() }
     }
 }
 
 /// passt says what it doesn't like right at its start, before QEMU is up.
-async fn check_passt(passt: Option<&mut passt::Passt>) -> Result<(), SpawnError> {
-    let Some(passt) = passt else { return Ok(()) };
-    match passt.child.try_wait().map_err(refused("look at passt"))? {
+async fn check_network(helpers: Option<&mut Helpers>) -> Result<(), SpawnError> {
+    let Some(helpers) = helpers else { return Ok(()) };
+    match helpers.ended().await.map_err(refused("look at the network helpers"))? {
         None => Ok(()),
-        Some(status) => {
-            passt.drained().await;
-            let words = passt.stderr.text();
-            Err(SpawnError::Passt(if words.is_empty() { status.to_string() } else { words }))
-        }
+        Some(words) => Err(SpawnError::Network(words)),
     }
 }
 

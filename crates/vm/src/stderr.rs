@@ -51,9 +51,12 @@ impl StderrTail {
     }
 }
 
-/// QEMU packages without the graphical modules complain of it at every start; passt of a missing syslog.
+/// QEMU packages without the graphical modules complain of it at every start, and a card without a network of what it
+/// is; passt complains of a missing syslog.
 fn is_noise(line: &str) -> bool {
-    line.starts_with("qemu: module ui-") || (line.starts_with("Failed to send ") && line.ends_with(" syslog"))
+    line.starts_with("qemu: module ui-")
+        || line.ends_with("warning: hub 0 is not connected to host network")
+        || (line.starts_with("Failed to send ") && line.ends_with(" syslog"))
 }
 
 #[cfg(test)]

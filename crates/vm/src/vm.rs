@@ -14,10 +14,12 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use dormouse_qmp::{
-    AnnounceSelf, Balloon, BlockErrorAction, BlockResize, Client, Command, Cont, Event, Events, ExecuteError,
-    Incoming, QueryBalloon, QueryStatus, Quit, RunState, ShutdownReason, Status, Stop, SystemPowerdown,
+    AnnounceSelf, Balloon, BlockErrorAction, BlockResize, Client, Closed, Command, Cont, Event, Events,
+    ExecuteError, Incoming, QueryBalloon, QueryStatus, Quit, RunState, ShutdownReason, Status, Stop,
+    SystemPowerdown,
 };
 use tokio::net::UnixStream;
+use tokio::time::Instant;
 
 use crate::adopt::{Adopted, Adoption, Monitor, adopt};
 use crate::console::Console;
@@ -76,7 +78,18 @@ pub struct VmEvents {
     process: std::sync::Arc<Process>,
     last_word: Option<ShutdownReason>,
     panicked: bool,
-    exit: Option<VmExit>,
+    end: End,
+}
+
+/// How far a VM's end has come.
+#[derive(Debug)]
+enum End {
+    /// Not begun: QEMU talks to us.
+    NotYet,
+    /// The monitor is closed, so that QEMU is on its way out. By `killed_at` it is helped.
+    Closed { closed: Closed, killed_at: Instant },
+    /// QEMU is gone.
+    Gone(VmExit),
 }
 
 impl Vm {
@@ -98,7 +111,7 @@ impl Vm {
             process: std::sync::Arc::clone(&process),
             found: state,
         };
-        let events = VmEvents { events, process, last_word: None, panicked: false, exit: None };
+        let events = VmEvents { events, process, last_word: None, panicked: false, end: End::NotYet };
         Ok(Some((vm, events)))
     }
 
@@ -243,30 +256,35 @@ impl VmEvents {
     /// The next event. Cancel-safe.
     pub async fn next(&mut self) -> VmEvent {
         loop {
-            if let Some(exit) = &self.exit {
-                return VmEvent::Exited(exit.clone());
-            }
-            match self.events.next().await {
-                Incoming::Closed(closed) => {
-                    // Repeated by the connection if this future is dropped while it waits.
-                    self.until_gone().await;
-                    self.exit = Some(VmExit::classify(self.last_word, self.panicked, &closed.to_string()));
+            match &self.end {
+                End::Gone(exit) => return VmEvent::Exited(exit.clone()),
+                End::Closed { closed, killed_at } => {
+                    self.until_gone(*killed_at).await;
+                    let exit = VmExit::classify(self.last_word, self.panicked, &closed.to_string());
+                    self.end = End::Gone(exit);
                 }
-                Incoming::Event(event) => {
-                    if let Some(event) = self.translate(event) {
-                        return event;
+                End::NotYet => match self.events.next().await {
+                    Incoming::Closed(closed) => {
+                        self.end = End::Closed { closed, killed_at: Instant::now() + EXIT_WITHIN };
                     }
-                }
+                    Incoming::Event(event) => {
+                        if let Some(event) = self.translate(event) {
+                            return event;
+                        }
+                    }
+                },
             }
         }
     }
 
-    /// A QEMU that closed its monitor is on its way out. One that lives on can't be talked to any more: it is killed.
-    async fn until_gone(&self) {
-        if tokio::time::timeout(EXIT_WITHIN, self.process.ended()).await.is_err() {
+    /// A QEMU that lives on without a monitor can't be talked to any more: it is killed.
+    async fn until_gone(&self, killed_at: Instant) {
+        if tokio::time::timeout_at(killed_at, self.process.ended()).await.is_err() {
             tracing::warn!(pid = self.process.identity().pid, "QEMU closed its monitor and lives on, killed");
             self.process.kill();
-            let _ = tokio::time::timeout(EXIT_WITHIN, self.process.ended()).await;
+            if tokio::time::timeout(EXIT_WITHIN, self.process.ended()).await.is_err() {
+                tracing::error!(pid = self.process.identity().pid, "QEMU does not die of SIGKILL");
+            }
         }
     }
 

@@ -5,7 +5,13 @@ use std::time::{Duration, Instant};
 use dormouse_vm::{Acceleration, KvmPolicy, ProbeError, ProbeOptions, Qemu};
 
 fn options(directory: &tempfile::TempDir, kvm: KvmPolicy) -> ProbeOptions {
-    ProbeOptions { qemu: None, passt: None, cache_dir: directory.path().join("cache"), kvm }
+    ProbeOptions {
+        qemu: None,
+        passt: None,
+        frame_filter: None,
+        cache_dir: directory.path().join("cache"),
+        kvm,
+    }
 }
 
 #[tokio::test]

@@ -174,3 +174,33 @@ async fn a_user_network_guest_starts_too() {
     assert_eq!(vm.record().network, NetworkKind::UserUnsafe);
     vm.kill();
 }
+
+#[tokio::test]
+async fn the_network_helpers_end_with_their_vm_however_it_ends() {
+    let bench = Bench::new().await;
+    let mut config = bench.config(guest::IDLE);
+    config.network = NetworkKind::Passt;
+    let mut spawned = bench.spawn(&config).await;
+    let (vm, mut events) = bench.connect(&spawned).await;
+    let helpers = children();
+    assert_eq!(helpers.len(), 2, "{helpers:?}");
+    vm.kill();
+    exit(&mut events).await;
+    within(spawned.ended()).await.unwrap();
+    assert_eq!(children(), Vec::<String>::new());
+}
+
+/// Our network helpers, by what they are called.
+fn children() -> Vec<String> {
+    let ours = std::process::id().to_string();
+    let mut found = Vec::new();
+    for pid in processes_with("") {
+        let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else { continue };
+        let Some((name, fields)) = stat.rsplit_once(')') else { continue };
+        let is_helper = name.contains("(passt") || name.contains("(dorm-frames");
+        if is_helper && fields.split_whitespace().nth(1) == Some(&ours) {
+            found.push(stat);
+        }
+    }
+    found
+}

@@ -23,6 +23,7 @@ impl Bench {
         let options = ProbeOptions {
             qemu: None,
             passt: None,
+            frame_filter: Some(env!("CARGO_BIN_EXE_dorm-frames").into()),
             cache_dir: directory.path().join("cache"),
             kvm: KvmPolicy::Never,
         };

@@ -3,7 +3,9 @@
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 
 use crate::support::{Bench, exit, guest, processes_with, record, within};
-use dormouse_vm::{ConfigError, NetworkKind, RunState, SocketError, SpawnError, Start, Vm, VmEvent, spawn};
+use dormouse_vm::{
+    ConfigError, NetworkKind, Owner, RunState, SocketError, SpawnError, Start, Vm, VmEvent, spawn,
+};
 
 #[tokio::test]
 async fn a_vm_that_was_made_answers_and_waits_for_its_host() {
@@ -175,32 +177,44 @@ async fn a_user_network_guest_starts_too() {
     vm.kill();
 }
 
+/// The only test with network helpers, so that those of this process are those of its VM.
 #[tokio::test]
-async fn the_network_helpers_end_with_their_vm_however_it_ends() {
+async fn a_vm_and_its_network_helpers_run_as_the_owner_and_end_together() {
     let bench = Bench::new().await;
     let mut config = bench.config(guest::IDLE);
     config.network = NetworkKind::Passt;
+    // Only root can make VMs for others.
+    let (uid, gid) = match rustix::process::geteuid().as_raw() {
+        0 => (64_001, 64_002),
+        uid => (uid, rustix::process::getegid().as_raw()),
+    };
+    bench.give_to(Owner { uid, gid });
+    config.owner = Some(Owner { uid, gid });
     let mut spawned = bench.spawn(&config).await;
     let (vm, mut events) = bench.connect(&spawned).await;
-    let helpers = children();
-    assert_eq!(helpers.len(), 2, "{helpers:?}");
+    assert_eq!(helpers().len(), 2, "{:?}", helpers());
+    let qemu = i32::try_from(vm.record().process.unwrap().pid).unwrap();
+    for pid in helpers().into_iter().chain([qemu]) {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        assert!(status.contains(&format!("Uid:\t{uid}\t{uid}\t{uid}\t{uid}\n")), "{status}");
+    }
+    for path in [&config.memory_file, &vm.record().sockets.agent, &config.runtime_dir] {
+        assert_eq!(std::fs::metadata(path).unwrap().uid(), uid, "{}", path.display());
+    }
     vm.kill();
     exit(&mut events).await;
     within(spawned.ended()).await.unwrap();
-    assert_eq!(children(), Vec::<String>::new());
+    assert_eq!(helpers(), Vec::<i32>::new());
 }
 
-/// Our network helpers, by what they are called.
-fn children() -> Vec<String> {
-    let ours = std::process::id().to_string();
-    let mut found = Vec::new();
-    for pid in processes_with("") {
-        let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else { continue };
-        let Some((name, fields)) = stat.rsplit_once(')') else { continue };
-        let is_helper = name.contains("(passt") || name.contains("(dorm-frames");
-        if is_helper && fields.split_whitespace().nth(1) == Some(&ours) {
-            found.push(stat);
-        }
-    }
-    found
+/// The network helpers that this process has started.
+fn helpers() -> Vec<i32> {
+    let is_ours = |pid: &i32| {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        let Some((name, fields)) = stat.rsplit_once(')') else { return false };
+        let parent = fields.split_whitespace().nth(1);
+        (name.contains("(passt") || name.contains("(dorm-frames"))
+            && parent == Some(std::process::id().to_string().as_str())
+    };
+    processes_with("").into_iter().filter(is_ours).collect()
 }

@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use dormouse_vm::{
-    GuestFiles, KvmPolicy, NetworkKind, ProbeOptions, Qemu, RunState, Spawned, Start, Vm, VmConfig, VmEvent,
-    VmEvents, VmRecord, create_data_disk, spawn,
+    GuestFiles, KvmPolicy, NetworkKind, Owner, ProbeOptions, Qemu, RunState, Spawned, Start, Vm, VmConfig,
+    VmEvent, VmEvents, VmRecord, create_data_disk, spawn,
 };
 
 /// Nothing that a test waits for takes longer, unless something is wrong.
@@ -64,6 +64,15 @@ impl Bench {
             runtime_dir: self.runtime_dir(),
             start: Start::Cold,
             owner: None,
+        }
+    }
+
+    /// Lets another user's QEMU in.
+    pub(crate) fn give_to(&self, owner: Owner) {
+        use std::os::unix::fs::{PermissionsExt as _, chown};
+        std::fs::set_permissions(self.directory.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+        for name in ["kernel", "initramfs", "root", "data"] {
+            chown(self.path(name), Some(owner.uid), Some(owner.gid)).unwrap();
         }
     }
 

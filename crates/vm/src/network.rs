@@ -22,7 +22,7 @@ use tokio::task::JoinHandle;
 
 use crate::address::{DNS_V4, GATEWAY_V4, GATEWAY_V6, GUEST_V4, GUEST_V6, host_part};
 use crate::config::Owner;
-use crate::launch::{in_own_session, run_as};
+use crate::launch::{outliving_us, run_as};
 use crate::stderr::StderrTail;
 
 /// Where passt finds its end of the socket pair.
@@ -86,7 +86,7 @@ fn start_filter(
     if let Some(owner) = owner {
         run_as(&mut command, owner);
     }
-    in_own_session(&mut command);
+    outliving_us(&mut command);
     command.stdin(OwnedFd::from(guest)).stdout(OwnedFd::from(helper)).stderr(Stdio::null());
     command.spawn()
 }
@@ -108,7 +108,7 @@ impl Passt {
         if let Some(owner) = owner {
             run_as(&mut command, owner);
         }
-        in_own_session(&mut command);
+        outliving_us(&mut command);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         let mapping = FdMapping { parent_fd: OwnedFd::from(theirs), child_fd: SOCKET_FD };
         command.fd_mappings(vec![mapping]).map_err(|error| io::Error::other(error.to_string()))?;

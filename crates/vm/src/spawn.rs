@@ -23,7 +23,7 @@ use tokio::process::{Child, Command};
 use crate::config::{ConfigError, NetworkKind, Owner, Start, VmConfig};
 use crate::device::{self, ChildFd};
 use crate::disk::create_sparse;
-use crate::launch::{in_own_session, run_as};
+use crate::launch::{outliving_us, run_as};
 use crate::network::Helpers;
 use crate::probe::Qemu;
 use crate::process::ProcessIdentity;
@@ -275,7 +275,7 @@ impl<'a> Attempt<'a> {
         if let Some(owner) = self.config.owner {
             run_as(&mut command, owner);
         }
-        in_own_session(&mut command);
+        outliving_us(&mut command);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         command
             .fd_mappings(mappings)

@@ -197,6 +197,9 @@ async fn a_vm_and_its_network_helpers_run_as_the_owner_and_end_together() {
     for pid in helpers().into_iter().chain([qemu]) {
         let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
         assert!(status.contains(&format!("Uid:\t{uid}\t{uid}\t{uid}\t{uid}\n")), "{status}");
+        let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:\t")).unwrap();
+        let sigpipe = 1 << (13 - 1);
+        assert_ne!(u64::from_str_radix(ignored, 16).unwrap() & sigpipe, 0, "{status}");
     }
     for path in [&config.memory_file, &vm.record().sockets.agent, &config.runtime_dir] {
         assert_eq!(std::fs::metadata(path).unwrap().uid(), uid, "{}", path.display());

@@ -5,7 +5,7 @@
 //! So every frame passes here, on its way from QEMU to passt: those to the host itself are dropped.
 
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{Ipv4Addr, Ipv6Addr, Shutdown};
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc;
 
@@ -47,21 +47,23 @@ fn is_host_v6(address: Ipv6Addr) -> bool {
 pub fn relay(guest: UnixStream, helper: UnixStream) -> io::Result<()> {
     let (ended, end) = mpsc::channel();
     let (mut from_helper, mut to_guest) = (helper.try_clone()?, guest.try_clone()?);
-    let back = ended.clone();
-    std::thread::spawn(move || {
-        let _ = back.send(io::copy(&mut from_helper, &mut to_guest).map(drop));
-    });
-    std::thread::spawn(move || {
-        let _ = ended.send(filter(guest, helper));
-    });
-    match end.recv() {
+    let (from_guest, to_helper) = (guest.try_clone()?, helper.try_clone()?);
+    std::thread::scope(|scope| {
+        let back = ended.clone();
+        scope.spawn(move || back.send(io::copy(&mut from_helper, &mut to_guest).map(drop)));
+        scope.spawn(move || ended.send(filter(from_guest, to_helper)));
+        let first = end.recv();
+        // So that the other direction ends too.
+        let _ = guest.shutdown(Shutdown::Both);
+        let _ = helper.shutdown(Shutdown::Both);
+        first
+    })
+    .unwrap_or(Ok(()))
+    .or_else(|error| match error.kind() {
         // How a socket reports a peer that went with unread bytes in its buffer.
-        Ok(Err(error)) if matches!(error.kind(), ErrorKind::ConnectionReset | ErrorKind::BrokenPipe) => {
-            Ok(())
-        }
-        Ok(ended) => ended,
-        Err(mpsc::RecvError) => Ok(()),
-    }
+        ErrorKind::ConnectionReset | ErrorKind::BrokenPipe => Ok(()),
+        _ => Err(error),
+    })
 }
 
 /// Passes on the frames that may leave.

@@ -89,6 +89,37 @@ fn a_guest_reaches_what_its_owner_can_but_not_the_hosts_loopback() {
 }
 
 #[test]
+fn names_are_resolved_where_the_host_does_it_also_on_its_loopback() {
+    if std::env::var_os(INSIDE).is_none() {
+        return in_network_namespace(
+            "network::tests::names_are_resolved_where_the_host_does_it_also_on_its_loopback",
+        );
+    }
+    // As systemd-resolved has it.
+    let directory = tempfile::tempdir().unwrap();
+    let resolver = directory.path().join("resolv.conf");
+    std::fs::write(&resolver, "nameserver 127.0.0.53\n").unwrap();
+    let mut mount = Command::new("mount");
+    mount.arg("--bind").args([resolver.as_os_str(), "/etc/resolv.conf".as_ref()]);
+    assert!(mount.status().unwrap().success());
+    assert!(Command::new("ip").args(["link", "set", "lo", "up"]).status().unwrap().success());
+    let listener = UdpSocket::bind("127.0.0.53:53").unwrap();
+    listener.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let (mut passt, helper) = runtime.block_on(async { Passt::start(Path::new("passt"), None).unwrap() });
+    let (mut guest, guest_side) = UnixStream::pair().unwrap();
+    let filter = std::thread::spawn(|| crate::frames::relay(guest_side, helper));
+    send(&mut guest, DNS_V4.parse().unwrap(), 53, UDP);
+    let mut query = [0; 16];
+    assert_eq!(listener.recv(&mut query).unwrap(), 4);
+    assert_eq!(&query[..4], b"dorm");
+    drop(guest);
+    filter.join().unwrap().unwrap();
+    runtime.block_on(passt.child.wait()).unwrap();
+}
+
+#[test]
 fn a_passt_that_does_not_start_says_how_it_ended() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
@@ -105,7 +136,7 @@ fn in_network_namespace(name: &str) {
         unshare.arg("--map-root-user");
     }
     let status = unshare
-        .arg("--net")
+        .args(["--net", "--mount"])
         .arg(std::env::current_exe().unwrap())
         .args(["--exact", name, "--nocapture"])
         .env(INSIDE, "1")

@@ -3,7 +3,7 @@
 use crate::config::Limits;
 use crate::hold::Policy;
 use crate::phase::{Disk, Phase, Reopen, Rest, Stage, Then};
-use crate::session::{Mode, Session, idle_deadline};
+use crate::session::{Mode, Session};
 
 impl Session {
     /// Looks for a contradiction in the state itself; the driver's debug builds and the model ask after each step.
@@ -38,7 +38,7 @@ impl Session {
                     Rest::Busy => ensure(held, "busy with nothing"),
                     Rest::Idle { since, deadline } => {
                         ensure(!held, "idle though something holds")?;
-                        let expected = idle_deadline(&self.config, since, running.vm.not_before);
+                        let expected = self.idle_deadline(since, running.vm.not_before);
                         ensure(deadline == expected, "the idle deadline isn't what was set")
                     }
                     Rest::Paused { .. } => {

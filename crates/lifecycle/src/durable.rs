@@ -137,6 +137,8 @@ impl Session {
             failure: None,
             crashes,
             latest: crate::view::Latest::default(),
+            #[cfg(feature = "model")]
+            flaw: None,
         }
     }
 

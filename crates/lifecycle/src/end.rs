@@ -6,6 +6,7 @@ use crate::action::{Action, EndReason, Record, Refusal, SleepHow, SleepOutcome, 
 use crate::config::{CrashPolicy, Lifetime, Storage};
 use crate::durable::Crash;
 use crate::event::{Exit, SnapshotFate};
+use crate::flaw::flaw;
 use crate::hold::{Census, Claims, Text};
 use crate::id::{Generation, Incarnation};
 use crate::lease::{answer, end_leases, refuse_all};
@@ -138,6 +139,7 @@ impl Session {
             }
             Phase::Starting(starting) => {
                 refuse_all(step, starting.queue, &Refusal::Terminating);
+                flaw!(self, H54, self.tell_anyway(step, starting.generation));
                 match starting.source {
                     Source::Made(_) => self.cancel(step, starting.generation, Then::Terminated(termination)),
                     Source::Left(how) => {
@@ -151,7 +153,9 @@ impl Session {
                 answer(step, requests, &SleepOutcome::Terminated);
                 self.commit_termination(step, vm, termination);
             }
+            Phase::Committed(committed) if flaw!(self, H98) => self.phase = Phase::Committed(committed),
             Phase::Committed(mut committed) => {
+                flaw!(self, H53, self.tell_anyway(step, committed.vm.generation));
                 end_leases(step, &mut committed.vm, EndReason::Terminating);
                 refuse_all(step, core::mem::take(&mut committed.queue), &Refusal::Terminating);
                 committed.then = then_terminated(committed.then, termination);
@@ -159,12 +163,15 @@ impl Session {
                 step.persist();
             }
             Phase::Stopping(mut stopping) => {
-                refuse_all(step, core::mem::take(&mut stopping.queue), &Refusal::Terminating);
+                if !flaw!(self, H57) {
+                    refuse_all(step, core::mem::take(&mut stopping.queue), &Refusal::Terminating);
+                }
                 stopping.then = then_terminated(stopping.then, termination);
                 self.phase = Phase::Stopping(stopping);
                 step.persist();
             }
             Phase::Terminated(ended) => {
+                flaw!(self, H56, step.act(Action::AnnounceTerminated { incarnation: self.incarnation }));
                 if ended.reopen == Reopen::OnRequest {
                     step.persist();
                 }
@@ -175,6 +182,7 @@ impl Session {
 
     fn commit_termination(&mut self, step: &mut Step<'_>, mut vm: Vm, termination: Termination) {
         end_leases(step, &mut vm, EndReason::Terminating);
+        flaw!(self, H41, step.act(Action::AnnounceTerminated { incarnation: self.incarnation }));
         self.commit(step, vm, SleepHow::Stop, Then::Terminated(termination), Vec::new());
     }
 

@@ -4,16 +4,33 @@ use alloc::vec::Vec;
 
 use crate::action::{Action, SleepHow, SleepOutcome};
 use crate::config::{Limits, RunningContainers};
-use crate::hold::{Census, Claims, Text};
+use crate::flaw::flaw;
+use crate::hold::{Census, Claims, HoldKind, Text};
 use crate::id::{Ask, Generation, RequestId};
 use crate::lease::answer;
 use crate::phase::{Cause, Committed, Counting, Disk, Engine, Phase, Rest, Running, Stopping, Then, Vm};
-use crate::session::{Mode, Session, Step, idle_deadline};
+use crate::session::{Mode, Session, Step};
 
 impl Session {
     /// Whether anything strong holds this VM.
     pub(crate) fn is_held(&self, vm: &Vm) -> bool {
-        !vm.leases.is_empty() || !self.pins.is_empty() || vm.census.holds(self.running_containers())
+        vm.leases.values().any(|held| self.counts(held.claim.kind))
+            || !self.pins.is_empty()
+            || vm.census.holds(self.running_containers())
+    }
+
+    /// Whether a lease of this kind holds: all do.
+    fn counts(&self, kind: HoldKind) -> bool {
+        match kind {
+            HoldKind::Operation => !flaw!(self, H23),
+            HoldKind::RootProcess => !flaw!(self, H24),
+            HoldKind::Request
+            | HoldKind::Exec
+            | HoldKind::Container
+            | HoldKind::Pin
+            | HoldKind::Events
+            | HoldKind::Connection => true,
+        }
     }
 
     /// Running containers may only sleep where there is a suspend to keep them.
@@ -42,7 +59,7 @@ impl Session {
             },
             Disk::Writable if self.is_held(&vm) => Rest::Busy,
             Disk::Writable => {
-                Rest::Idle { since: step.now, deadline: idle_deadline(&self.config, step.now, vm.not_before) }
+                Rest::Idle { since: step.now, deadline: self.idle_deadline(step.now, vm.not_before) }
             }
         };
         self.enter(step, Phase::Running(Running { vm, rest }));
@@ -52,11 +69,11 @@ impl Session {
     pub(crate) fn review(&mut self, step: &mut Step<'_>) {
         let changed = match &self.phase {
             Phase::Running(Running { vm, rest }) => match rest {
-                Rest::Busy => !self.is_held(vm),
+                Rest::Busy => !self.is_held(vm) && !flaw!(self, H18),
                 Rest::Idle { .. } => self.is_held(vm),
                 Rest::Paused { .. } => false,
             },
-            Phase::Counting(counting) => self.is_held(&counting.vm),
+            Phase::Counting(counting) => self.is_held(&counting.vm) && !flaw!(self, H4),
             Phase::Absent
             | Phase::Starting(_)
             | Phase::Committed(_)
@@ -110,7 +127,8 @@ impl Session {
     /// The engine has answered. Looking at what holds and the commit are this one step.
     pub(crate) fn containers_counted(&mut self, step: &mut Step<'_>, ask: Ask, census: Option<Census>) {
         let Phase::Counting(counting) = &self.phase else { return };
-        if counting.vm.current_ask() != ask {
+        let stale = counting.vm.current_ask() != ask;
+        if stale && !(flaw!(self, H86) && ask.generation == counting.vm.generation) {
             return;
         }
         let Phase::Counting(mut counting) = self.phase.take() else { return };
@@ -119,7 +137,8 @@ impl Session {
             return;
         };
         counting.vm.set_census(step.now, census);
-        if self.is_held(&counting.vm) {
+        let looks = !flaw!(self, H4 | H65);
+        if looks && self.is_held(&counting.vm) {
             answer(step, counting.requests, &SleepOutcome::Busy);
             self.settle(step, counting.vm);
             return;
@@ -139,8 +158,14 @@ impl Session {
 
     pub(crate) fn containers_changed(&mut self, step: &mut Step<'_>, generation: Generation, census: Census) {
         let now = step.now;
-        let Some(vm) = self.current_vm(generation) else { return };
-        vm.set_census(now, census);
+        let inactive = if flaw!(self, H26) { census.inactive } else { 0 };
+        let deaf = flaw!(self, H60) && generation > Generation(1);
+        let careless = flaw!(self, H21) && !census.is_working();
+        let Some(vm) = self.current_vm(generation).filter(|_| !deaf) else { return };
+        vm.set_census(now, Census { active: census.active + inactive, ..census });
+        if careless {
+            vm.leases.clear();
+        }
         step.publish();
         self.review(step);
     }
@@ -194,12 +219,14 @@ impl Session {
         let outcome = match &mut self.phase {
             Phase::Absent | Phase::Terminated(_) => SleepOutcome::NoVm,
             Phase::Starting(_) => SleepOutcome::Busy,
-            Phase::Running(_) if !self.config.storage.may_sleep() => SleepOutcome::Disabled,
-            Phase::Running(Running { rest: Rest::Busy, .. }) => SleepOutcome::Busy,
+            Phase::Running(_) if !self.config.storage.may_sleep() && !flaw!(self, H31) => {
+                SleepOutcome::Disabled
+            }
+            Phase::Running(Running { rest: Rest::Busy, .. }) if !flaw!(self, H65) => SleepOutcome::Busy,
             Phase::Running(Running { rest: Rest::Paused { .. }, .. }) => {
                 SleepOutcome::Failed("the VM is paused by an I/O error".into())
             }
-            Phase::Running(Running { rest: Rest::Idle { .. }, .. }) => {
+            Phase::Running(Running { rest: Rest::Idle { .. } | Rest::Busy, .. }) => {
                 if let Phase::Running(running) = self.phase.take() {
                     self.begin_counting(step, running.vm, Vec::from([request]));
                 }

@@ -1,6 +1,7 @@
 //! Who is served, who waits, who is refused.
 
 use crate::action::{Action, EndReason, Refusal, SleepOutcome};
+use crate::flaw::flaw;
 use crate::hold::{Claim, Claims, Held, Policy};
 use crate::id::LeaseId;
 use crate::phase::{Phase, Reopen, Rest, Then, Vm};
@@ -19,17 +20,13 @@ enum Verdict {
 
 impl Session {
     pub(crate) fn lease_requested(&mut self, step: &mut Step<'_>, lease: LeaseId, claim: Claim) {
-        if self.knows(lease) {
+        if self.knows(lease) || (flaw!(self, H2) && matches!(self.phase, Phase::Counting(_))) {
             return;
         }
+        flaw!(self, H6, self.call_off(step));
         match self.verdict(claim.policy) {
             Verdict::Refuse(refusal) => step.act(Action::Refuse { lease, refusal }),
-            Verdict::Grant => {
-                if let Some(vm) = self.phase.vm_mut() {
-                    grant(step, vm, self.config.limits.leases, lease, claim);
-                }
-                self.review(step);
-            }
+            Verdict::Grant => self.grant(step, lease, claim),
             Verdict::Wait => {
                 let limit = self.config.limits.queued;
                 match self.phase.queue_mut() {
@@ -53,11 +50,29 @@ impl Session {
         }
     }
 
+    /// Whoever asks while the engine is being asked is served at once: the count is called off.
+    fn grant(&mut self, step: &mut Step<'_>, lease: LeaseId, claim: Claim) {
+        let limit = self.config.limits.leases;
+        let counted = !flaw!(self, H1);
+        let Some(vm) = self.phase.vm_mut() else { return };
+        if vm.leases.len() >= limit {
+            step.act(Action::Refuse { lease, refusal: Refusal::TooMany { limit } });
+            return;
+        }
+        if counted {
+            vm.leases.insert(lease, Held { claim, since: step.now });
+        }
+        step.act(Action::Grant { lease, generation: vm.generation });
+        step.publish();
+        self.review(step);
+    }
+
     fn verdict(&self, policy: Policy) -> Verdict {
         if self.mode == Mode::Leaving {
             return Verdict::Refuse(Refusal::HostLeaving);
         }
         match (&self.phase, policy) {
+            (Phase::Absent, Policy::ExistingOnly) if flaw!(self, H11) => Verdict::Start,
             (Phase::Absent | Phase::Starting(_), Policy::ExistingOnly) => {
                 Verdict::Refuse(Refusal::NotRunning)
             }
@@ -69,6 +84,9 @@ impl Session {
             },
             (Phase::Counting(_), Policy::Acquire | Policy::ExistingOnly) => Verdict::Grant,
             (Phase::Committed(committed), policy) => match (&committed.then, policy) {
+                (Then::Absent, Policy::Acquire) if flaw!(self, H5) => Verdict::Grant,
+                (Then::Absent, Policy::ExistingOnly) if flaw!(self, H10) => Verdict::Wait,
+                (Then::Terminated(_), Policy::ExistingOnly) if flaw!(self, H16) => Verdict::Grant,
                 (Then::Absent, Policy::Acquire) => Verdict::Wait,
                 (Then::Absent, Policy::ExistingOnly) => Verdict::Grant,
                 (Then::Terminated(_), Policy::Acquire | Policy::ExistingOnly) => {
@@ -76,6 +94,7 @@ impl Session {
                 }
             },
             (Phase::Stopping(stopping), policy) => match (&stopping.then, policy) {
+                (Then::Terminated(_), Policy::Acquire) if flaw!(self, H17) => Verdict::Wait,
                 (Then::Terminated(termination), _) if termination.reopen == Reopen::OnStart => {
                     Verdict::Refuse(Refusal::Terminating)
                 }
@@ -101,7 +120,12 @@ impl Session {
 
     pub(crate) fn lease_dropped(&mut self, step: &mut Step<'_>, lease: LeaseId) {
         let granted = self.phase.vm_mut().and_then(|vm| vm.leases.remove(&lease));
-        let queued = self.phase.queue_mut().and_then(|queue| queue.remove(&lease));
+        let queued = match self.phase.queue_mut() {
+            Some(queue) if !flaw!(self, H25) => queue.remove(&lease),
+            Some(_) | None => None,
+        };
+        flaw!(self, H27, self.drop_another(granted.is_none()));
+        flaw!(self, H28, self.call_off(step));
         if granted.is_some() || queued.is_some() {
             step.publish();
             self.review(step);
@@ -114,16 +138,6 @@ impl Session {
             self.lease_requested(step, lease, held.claim);
         }
     }
-}
-
-pub(crate) fn grant(step: &mut Step<'_>, vm: &mut Vm, limit: usize, lease: LeaseId, claim: Claim) {
-    if vm.leases.len() >= limit {
-        step.act(Action::Refuse { lease, refusal: Refusal::TooMany { limit } });
-        return;
-    }
-    vm.leases.insert(lease, Held { claim, since: step.now });
-    step.act(Action::Grant { lease, generation: vm.generation });
-    step.publish();
 }
 
 pub(crate) fn refuse_all(step: &mut Step<'_>, queue: Claims, refusal: &Refusal) {

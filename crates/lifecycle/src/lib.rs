@@ -46,10 +46,13 @@ mod config;
 mod durable;
 mod end;
 mod event;
+mod flaw;
 mod hold;
 mod id;
 mod idle;
 mod lease;
+#[cfg(feature = "model")]
+pub mod model;
 mod phase;
 mod session;
 mod sleep;
@@ -63,6 +66,8 @@ pub use action::{
 pub use config::{Config, CrashPolicy, Grace, Lifetime, Limits, RunningContainers, Storage};
 pub use durable::{Crash, Durable, LastVm};
 pub use event::{AfterFailure, Event, Exit, SnapshotFate};
+#[cfg(feature = "model")]
+pub use flaw::Flaw;
 pub use hold::{Census, Claim, ContainerState, HoldKind, Pin, Policy, Text, WeakHold};
 pub use id::{Ask, Boot, Generation, Incarnation, LeaseId, PinId, RequestId, WeakId};
 pub use phase::{Cause, Reopen, Termination, TerminationReason, Then};

@@ -8,6 +8,7 @@ use crate::action::{Action, Actions, Refusal};
 use crate::config::{Config, Grace, Limits};
 use crate::durable::Crash;
 use crate::event::Event;
+use crate::flaw::flaw;
 use crate::hold::{Pin, Text, WeakHold};
 use crate::id::{Generation, Incarnation, PinId, WeakId};
 use crate::phase::{Cause, Phase, Rest, Running, Termination};
@@ -15,7 +16,7 @@ use crate::time::Timestamp;
 use crate::view::{Latest, PhaseName};
 
 /// The life of one session; see the crate's documentation.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Session {
     pub(crate) config: Config,
     pub(crate) mode: Mode,
@@ -33,6 +34,8 @@ pub struct Session {
     pub(crate) failure: Option<StartFailure>,
     pub(crate) crashes: Vec<Crash>,
     pub(crate) latest: Latest,
+    #[cfg(feature = "model")]
+    pub(crate) flaw: Option<crate::flaw::Flaw>,
 }
 
 /// Whether the host process has a future.
@@ -192,6 +195,7 @@ impl Session {
                 Rest::Paused { give_up_at, .. } => self.resume_or_give_up(step, vm, give_up_at),
             },
             Phase::Counting(counting) => self.count_unanswered(step, counting),
+            Phase::Committed(committed) if flaw!(self, H13) => self.settle(step, committed.vm),
             Phase::Committed(committed) => self.begin_sleep(step, committed),
             Phase::Stopping(stopping) => self.stopping_timed_out(step, stopping),
         }
@@ -217,8 +221,21 @@ impl Session {
         self.config = config;
         step.publish();
         self.review(step);
-        if let Phase::Running(Running { vm, rest: Rest::Idle { since, deadline } }) = &mut self.phase {
-            *deadline = idle_deadline(&config, *since, vm.not_before);
+        if let Phase::Running(Running { vm, rest: Rest::Idle { since, .. } }) = &self.phase {
+            let renewed = self.idle_deadline(*since, vm.not_before);
+            if let Phase::Running(Running { rest: Rest::Idle { deadline, .. }, .. }) = &mut self.phase {
+                *deadline = renewed;
+            }
+        }
+    }
+
+    /// When a VM that has been idle since `since` is put to sleep; `None` if never by itself.
+    pub(crate) fn idle_deadline(&self, since: Timestamp, not_before: Timestamp) -> Option<Timestamp> {
+        let may_sleep = self.config.storage.may_sleep() || flaw!(self, H31);
+        match self.config.grace {
+            Grace::After(_) if flaw!(self, H3) => Some(Timestamp::default()),
+            Grace::After(grace) if may_sleep => Some(since.after(grace).max(not_before)),
+            Grace::After(_) | Grace::Never => None,
         }
     }
 
@@ -240,13 +257,5 @@ impl Session {
             }
             [] | [_] | [_, .., _] => None,
         }
-    }
-}
-
-/// When a VM that has been idle since `since` is put to sleep; `None` if never by itself.
-pub(crate) fn idle_deadline(config: &Config, since: Timestamp, not_before: Timestamp) -> Option<Timestamp> {
-    match config.grace {
-        Grace::After(grace) if config.storage.may_sleep() => Some(since.after(grace).max(not_before)),
-        Grace::After(_) | Grace::Never => None,
     }
 }

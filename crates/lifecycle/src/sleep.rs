@@ -6,6 +6,9 @@ use core::time::Duration;
 use crate::action::{Action, EndReason, Record, SleepHow, SleepOutcome, StopHow};
 use crate::config::Limits;
 use crate::event::{AfterFailure, SnapshotFate};
+use crate::flaw::flaw;
+#[cfg(feature = "model")]
+use crate::flaw::{grant_all, overwritten};
 use crate::hold::{Claims, Text};
 use crate::id::{Ask, Generation, RequestId};
 use crate::lease::{answer, end_leases};
@@ -38,13 +41,20 @@ impl Session {
             queue: Claims::new(),
             requests,
         };
+        if flaw!(self, H34) {
+            self.begin_sleep(step, committed);
+            return;
+        }
         self.enter(step, Phase::Committed(committed));
     }
 
     pub(crate) fn hooks_done(&mut self, step: &mut Step<'_>, ask: Ask) {
         match self.phase.take() {
-            Phase::Committed(committed) if committed.vm.current_ask() == ask => {
-                self.begin_sleep(step, committed)
+            Phase::Committed(committed)
+                if committed.vm.current_ask() == ask
+                    || (flaw!(self, H8) && committed.vm.generation == ask.generation) =>
+            {
+                self.begin_sleep(step, committed);
             }
             phase @ (Phase::Absent
             | Phase::Starting(_)
@@ -57,9 +67,16 @@ impl Session {
     }
 
     /// The hooks are done, or had their time.
-    pub(crate) fn begin_sleep(&mut self, step: &mut Step<'_>, committed: Committed) {
-        let Committed { mut vm, by, then, since, queue, requests, .. } = committed;
-        end_leases(step, &mut vm, EndReason::Sleeping);
+    pub(crate) fn begin_sleep(&mut self, step: &mut Step<'_>, mut committed: Committed) {
+        if flaw!(self, H9) && !committed.queue.is_empty() {
+            let deadline = step.now.after(self.config.limits.hooks);
+            self.phase = Phase::Committed(Committed { deadline, ..committed });
+            return;
+        }
+        flaw!(self, H7, grant_all(step, committed.vm.generation, core::mem::take(&mut committed.queue)));
+        flaw!(self, H12, committed.queue.append(&mut committed.vm.leases));
+        end_leases(step, &mut committed.vm, EndReason::Sleeping);
+        let Committed { vm, by, then, since, queue, requests, .. } = committed;
         let (stage, bound) = self.order_sleep(step, vm, by);
         let deadline = step.now.after(bound);
         let stopping = Stopping {
@@ -81,17 +98,18 @@ impl Session {
         let limits = self.config.limits;
         let (generation, how) = (vm.generation, vm.how);
         let by = if matches!(vm.engine, Engine::Dead(_)) { SleepHow::Stop } else { by };
-        let ask = vm.next_ask();
         match (by, &vm.disk) {
             (SleepHow::Stop, Disk::Failing(_)) => {
                 step.act(Action::KillVm { generation });
-                (Stage::Killing { tries: 1, was: Killed::Sleep(by, ask) }, limits.kill)
+                (Stage::Killing { tries: 1, was: Killed::Sleep(by, vm.current_ask()) }, limits.kill)
             }
             (SleepHow::Stop, Disk::Writable) => {
+                let ask = vm.next_ask();
                 step.act(Action::BeginSleep { ask, how: by, bound: limits.stop });
                 (Stage::ShuttingDown { ask, how }, limits.stop)
             }
             (SleepHow::Suspend, Disk::Writable | Disk::Failing(_)) => {
+                let ask = vm.next_ask();
                 step.act(Action::BeginSleep { ask, how: by, bound: limits.suspend });
                 (Stage::Suspending(vm), limits.suspend)
             }
@@ -123,72 +141,47 @@ impl Session {
     }
 
     pub(crate) fn suspend_failed(&mut self, step: &mut Step<'_>, ask: Ask, vm: AfterFailure, reason: Text) {
-        let Some(stopping) = self.take_stop(|stopping| stopping.ask() == Some(ask)) else { return };
-        let Stopping { generation, stage, then, since, deadline, queue, requests, .. } = stopping;
-        match (stage, vm, then) {
-            (Stage::Suspending(vm), AfterFailure::RunsOn, Then::Absent) if self.mode == Mode::Serving => {
-                answer(step, requests, &SleepOutcome::Failed(reason.clone()));
+        let Some(mut stopping) = self.take_stop(|stopping| stopping.ask() == Some(ask)) else { return };
+        stopping.trouble = Some(reason.clone());
+        match (stopping.stage, vm) {
+            (Stage::Suspending(vm), AfterFailure::RunsOn) if self.may_run_on(&stopping.then) => {
+                answer(step, stopping.requests, &SleepOutcome::Failed(reason.clone()));
                 self.run_on(step, vm, reason);
-                self.serve(step, queue);
+                self.serve(step, stopping.queue);
             }
-            (Stage::Suspending(vm), AfterFailure::RunsOn, then) => {
+            (Stage::Suspending(vm), AfterFailure::RunsOn) => {
                 let (stage, bound) = self.order_sleep(step, vm, SleepHow::Stop);
-                let deadline = step.now.after(bound);
-                let trouble = Some(reason);
-                self.phase = Phase::Stopping(Stopping {
-                    generation,
-                    stage,
-                    then,
-                    since,
-                    deadline,
-                    trouble,
-                    queue,
-                    requests,
-                });
-                step.persist();
+                self.stop_goes_on(step, Stopping { stage, ..stopping }, bound);
             }
-            (Stage::Suspending(mut vm), AfterFailure::Lost, then) => {
-                let ask = vm.next_ask();
-                let was = Killed::Sleep(SleepHow::Suspend, ask);
-                let stage = Stage::Killing { tries: 1, was };
-                let deadline = step.now.after(self.config.limits.kill);
-                let trouble = Some(reason);
-                step.act(Action::KillVm { generation });
-                self.phase = Phase::Stopping(Stopping {
-                    generation,
-                    stage,
-                    then,
-                    since,
-                    deadline,
-                    trouble,
-                    queue,
-                    requests,
-                });
-                step.persist();
+            (Stage::Suspending(vm), AfterFailure::Lost) => {
+                let was = Killed::Sleep(SleepHow::Suspend, vm.current_ask());
+                let stopping = Stopping { stage: Stage::Killing { tries: 1, was }, ..stopping };
+                if flaw!(self, H99) {
+                    self.vm_gone(step, stopping, false);
+                    return;
+                }
+                step.act(Action::KillVm { generation: stopping.generation });
+                self.stop_goes_on(step, stopping, self.config.limits.kill);
             }
-            (stage @ Stage::Sealing { .. }, AfterFailure::RunsOn | AfterFailure::Lost, then) => {
-                let trouble = Some(reason);
-                let stopping =
-                    Stopping { generation, stage, then, since, deadline, trouble, queue, requests };
-                self.vm_gone(step, stopping, false);
+            (stage @ Stage::Sealing { .. }, AfterFailure::RunsOn | AfterFailure::Lost) => {
+                self.vm_gone(step, Stopping { stage, ..stopping }, false);
             }
             (
                 stage @ (Stage::Cancelling | Stage::ShuttingDown { .. } | Stage::Killing { .. }),
                 AfterFailure::RunsOn | AfterFailure::Lost,
-                then,
-            ) => {
-                self.phase = Phase::Stopping(Stopping {
-                    generation,
-                    stage,
-                    then,
-                    since,
-                    deadline,
-                    trouble: Some(reason),
-                    queue,
-                    requests,
-                });
-            }
+            ) => self.phase = Phase::Stopping(Stopping { stage, ..stopping }),
         }
+    }
+
+    fn may_run_on(&self, then: &Then) -> bool {
+        self.mode == Mode::Serving && *then == Then::Absent
+    }
+
+    /// The VM's end has reached another stage, with a bound of its own.
+    fn stop_goes_on(&mut self, step: &mut Step<'_>, mut stopping: Stopping, bound: Duration) {
+        stopping.deadline = step.now.after(bound);
+        self.phase = Phase::Stopping(stopping);
+        step.persist();
     }
 
     /// A suspend failed in time: the VM runs on, and the next try is put off.
@@ -210,7 +203,7 @@ impl Session {
                 && matches!(stopping.stage, Stage::Cancelling | Stage::Killing { was: Killed::BringUp, .. })
         };
         let Some(stopping) = self.take_stop(ended) else { return };
-        if snapshot == SnapshotFate::Void {
+        if snapshot == SnapshotFate::Void && !flaw!(self, H40) {
             self.snapshot = None;
         }
         self.vm_gone(step, stopping, false);
@@ -221,9 +214,7 @@ impl Session {
         match stopping.stage {
             Stage::Suspending(ref vm) => {
                 let stage = Stage::Sealing { ask: vm.current_ask(), how: vm.how };
-                let deadline = step.now.after(self.config.limits.seal);
-                self.phase = Phase::Stopping(Stopping { stage, deadline, ..stopping });
-                step.publish();
+                self.stop_goes_on(step, Stopping { stage, ..stopping }, self.config.limits.seal);
             }
             Stage::Sealing { .. } => self.phase = Phase::Stopping(stopping),
             Stage::Cancelling | Stage::Killing { was: Killed::BringUp, .. } => {
@@ -231,12 +222,27 @@ impl Session {
                 self.snapshot = None;
                 self.vm_gone(step, stopping, false);
             }
-            Stage::ShuttingDown { .. } | Stage::Killing { .. } => self.vm_gone(step, stopping, false),
+            Stage::ShuttingDown { .. } | Stage::Killing { .. } if flaw!(self, H32) => {
+                self.phase = Phase::Stopping(stopping);
+            }
+            Stage::ShuttingDown { .. } | Stage::Killing { .. } => {
+                flaw!(self, H33, self.crash_again(step));
+                flaw!(self, H64, return self.vm_gone(step, overwritten(stopping), false));
+                self.vm_gone(step, stopping, false);
+            }
         }
     }
 
     /// The VM exited while its hooks were being told: the sleep that will happen has happened.
     pub(crate) fn exited_while_committed(&mut self, step: &mut Step<'_>, committed: Committed) {
+        if flaw!(self, H36) {
+            self.phase = Phase::Committed(committed);
+            return;
+        }
+        if flaw!(self, H43) {
+            self.begin_sleep(step, committed);
+            return;
+        }
         let Committed { mut vm, by, then, since, deadline, queue, requests } = committed;
         end_leases(step, &mut vm, EndReason::Sleeping);
         let ask = vm.current_ask();
@@ -264,6 +270,10 @@ impl Session {
             }
             Stage::Cancelling => (1, Killed::BringUp),
             Stage::Suspending(vm) => (1, Killed::Sleep(SleepHow::Suspend, vm.current_ask())),
+            Stage::ShuttingDown { .. } if flaw!(self, H88) => {
+                self.stop_goes_on(step, stopping, self.config.limits.stop);
+                return;
+            }
             Stage::ShuttingDown { ask, .. } => (1, Killed::Sleep(SleepHow::Stop, *ask)),
             Stage::Killing { tries, was } => (tries + 1, *was),
         };
@@ -278,14 +288,13 @@ impl Session {
         }
         step.act(Action::KillVm { generation: stopping.generation });
         stopping.stage = Stage::Killing { tries, was };
-        stopping.deadline = step.now.after(self.config.limits.kill);
-        self.phase = Phase::Stopping(stopping);
-        step.persist();
+        self.stop_goes_on(step, stopping, self.config.limits.kill);
     }
 
     /// The VM is gone. What was to follow follows, and those who waited are served.
     fn vm_gone(&mut self, step: &mut Step<'_>, stopping: Stopping, sealed: bool) {
         let generation = stopping.generation;
+        flaw!(self, H58, self.weak.clear());
         if let Some(by) = stopping.by() {
             self.snapshot = sealed.then_some(generation);
             let took = step.now.since(stopping.since);

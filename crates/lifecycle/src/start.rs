@@ -5,6 +5,9 @@ use core::time::Duration;
 
 use crate::action::{Action, Record, Refusal, StartFrom, StartHow};
 use crate::event::SnapshotFate;
+use crate::flaw::flaw;
+#[cfg(feature = "model")]
+use crate::flaw::grant_all;
 use crate::hold::{Census, Claim, Claims, Held, Text};
 use crate::id::{Generation, LeaseId};
 use crate::lease::refuse_all;
@@ -50,7 +53,9 @@ impl Session {
     /// The start of this generation, if that is what is under way.
     fn take_start(&mut self, generation: Generation) -> Option<Starting> {
         match self.phase.take() {
-            Phase::Starting(starting) if starting.generation == generation => Some(starting),
+            Phase::Starting(starting) if starting.generation == generation || flaw!(self, H38) => {
+                Some(starting)
+            }
             phase @ (Phase::Absent
             | Phase::Starting(_)
             | Phase::Running(_)
@@ -71,6 +76,8 @@ impl Session {
         how: StartHow,
         census: Census,
     ) {
+        flaw!(self, H50, self.announce_anyway(step, generation, how, crate::PhaseName::Stopping));
+        flaw!(self, H52, self.announce_anyway(step, generation, how, crate::PhaseName::Running));
         let Some(starting) = self.take_start(generation) else { return };
         if matches!(starting.source, Source::Left(_)) {
             self.phase = Phase::Starting(starting);
@@ -80,11 +87,15 @@ impl Session {
             self.boots += 1;
         }
         self.start_count += 1;
-        self.snapshot = None;
+        if !flaw!(self, H39) {
+            self.snapshot = None;
+        }
         self.failure = None;
         let took = step.now.since(starting.since);
         self.record(step, Record::Started { generation, how, took });
-        step.act(Action::AnnounceStarted { generation, how });
+        if !(flaw!(self, H55) && how == StartHow::Resume) {
+            step.act(Action::AnnounceStarted { generation, how });
+        }
         self.came_up(step, Vm::new(generation, how, step.now, census), starting);
     }
 
@@ -113,6 +124,7 @@ impl Session {
     fn came_up(&mut self, step: &mut Step<'_>, mut vm: Vm, starting: Starting) {
         vm.woken_by = starting.woken_by;
         step.persist();
+        flaw!(self, H59, grant_all(step, Generation(vm.generation.0 - 1), starting.queue.clone()));
         self.settle(step, vm);
         self.serve(step, starting.queue);
     }
@@ -144,9 +156,10 @@ impl Session {
             self.crash_gone(step, vm, starting.queue, Cause::NotAdopted, reason);
             return;
         }
-        if snapshot == SnapshotFate::Void {
+        if snapshot == SnapshotFate::Void && !flaw!(self, H40) {
             self.snapshot = None;
         }
+        flaw!(self, H35, return self.end_anyway(step));
         self.enter(step, Phase::Absent);
         step.persist();
         let refusal = self.note_failure(step, &starting, reason);

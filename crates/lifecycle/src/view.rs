@@ -118,7 +118,7 @@ pub struct View<'a> {
 }
 
 /// The latest of each kind of history entry that `why` tells of.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub struct Latest {
     /// The latest successful start: when, how, how long it took.
     pub start: Option<(Timestamp, StartHow, Duration)>,

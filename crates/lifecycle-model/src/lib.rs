@@ -13,5 +13,6 @@
 pub mod checker;
 pub mod coverage;
 mod monitor;
+pub mod report;
 pub mod scope;
 pub mod world;

@@ -119,14 +119,22 @@ impl State {
         for action in actions {
             self.see(&glance, before, action)?;
         }
-        self.compare(stage)?;
+        self.compare(scope, stage)?;
         self.judge_exit(stage, event, before)?;
         self.judge_rest(scope)?;
         self.judge_end(before, actions)
     }
 
     /// A step of which only what had to survive was written.
-    pub(crate) fn watch_cut_short(&mut self, actions: &[Action]) {
+    pub(crate) fn watch_cut_short(
+        &mut self,
+        scope: &Scope,
+        made: &Move,
+        event: &Event,
+        before: &Durable,
+        actions: &[Action],
+    ) {
+        self.hear(&Glance { scope, made, event, order: self.order, actions }, before);
         let told = |action: &Action| {
             matches!(
                 action,
@@ -148,6 +156,8 @@ impl State {
     fn hear(&mut self, glance: &Glance<'_>, before: &Durable) {
         let current = Ask { generation: PRESENT, sequence: dormouse_lifecycle::model::BASE };
         let whole = matches!(self.seen.stage, Stage::Up | Stage::Committed(_) | Stage::Sleeping(_));
+        // What can't be kept over a sleep ends with the host.
+        let is_ephemeral = glance.scope.config.storage == Storage::Ephemeral;
         match (glance.made, glance.event) {
             (Move::Ask { client, claim }, _) => self.clients[*client] = Client::Waiting(*claim),
             (Move::Drop { client }, _) => self.clients[*client] = Client::Idle,
@@ -158,7 +168,10 @@ impl State {
             (_, Event::GraceChanged(grace)) => self.seen.never = *grace == Grace::Never,
             (_, Event::Configured(config)) => self.seen.never = config.grace == Grace::Never,
             (_, Event::SleepRequested { .. }) => self.requested = true,
-            (_, Event::HostLeaving) => self.seen.leaving = true,
+            (_, Event::HostLeaving) => {
+                self.seen.leaving = true;
+                self.seen.terminating |= self.seen.stage == Stage::Up && is_ephemeral;
+            }
             (_, Event::Terminate { .. }) => self.seen.terminating = true,
             (_, Event::CreatorGone) => {
                 self.seen.terminating |= glance.scope.config.lifetime == Lifetime::Temporary;
@@ -172,6 +185,7 @@ impl State {
             {
                 self.seen.census = *census;
                 self.seen.stage = Stage::Up;
+                self.seen.terminating |= self.seen.leaving && is_ephemeral;
             }
             (_, Event::ContainersChanged { generation: PRESENT, census }) if whole => {
                 self.seen.census = *census
@@ -542,7 +556,7 @@ impl State {
     }
 
     /// Compares what was seen with what the core says.
-    fn compare(&mut self, before: Stage) -> Checked {
+    fn compare(&mut self, scope: &Scope, before: Stage) -> Checked {
         let view = self.session.view();
         let (phase, remains, present) = (view.phase, view.remains, view.generation);
         if matches!(phase, PhaseName::Absent | PhaseName::Terminated) && self.seen.stage != Stage::NoVm {
@@ -567,6 +581,14 @@ impl State {
         if !expected {
             return Err(format!("rule 4: {} doesn't follow: {before:?}, then {seen:?}", phase.as_str()));
         }
+        let may_wait = |client: &Client| match client {
+            Client::Waiting(claim) => scope.claims[*claim].1 == Policy::Acquire,
+            Client::Idle | Client::Holding(_) | Client::Ended => true,
+        };
+        ensure(
+            self.clients.iter().all(may_wait),
+            "rule 1: a request of a hook starts a VM or waits for one",
+        )?;
         ensure(self.waiting() == view.queued, "rule 7: who waits and who is in the queue aren't the same")?;
         ensure(self.holding() == view.leases, "rule 1: who holds and who is listed aren't the same")?;
         ensure(view.snapshot.is_none() || self.seen.snapshot, "a snapshot is kept that was used or is void")?;

@@ -109,14 +109,28 @@ pub fn all() -> Vec<Scope> {
     let ephemeral = Config { storage: Storage::Ephemeral, ..stop() };
     let mut scopes = quick();
     scopes.extend([
-        scope("leases + sleep + hooks", stop(), 4, BOTH, World { weak: true, sleep_requests: true, ..w }),
-        scope("kinds of leases", stop(), 3, KINDS, World { sleep_requests: true, containers: true, ..w }),
+        scope(
+            "leases + sleep + hooks",
+            stop(),
+            6,
+            BOTH,
+            World { weak: true, pins: true, sleep_requests: true, ..w },
+        ),
+        scope("kinds of leases", stop(), 5, KINDS, World { sleep_requests: true, containers: true, ..w }),
         scope(
             "exits + crash + terminate",
             stop(),
-            3,
+            5,
             BOTH,
-            World { deaths: true, start_failures: true, terminate: true, engine_deaths: true, ..w },
+            World {
+                deaths: true,
+                start_failures: true,
+                terminate: true,
+                engine_deaths: true,
+                sleep_requests: true,
+                io_errors: true,
+                ..w
+            },
         ),
         scope(
             "containers + recount",
@@ -126,6 +140,7 @@ pub fn all() -> Vec<Scope> {
             World {
                 containers: true,
                 pins: true,
+                weak: true,
                 sleep_requests: true,
                 engine_deaths: true,
                 settings: true,
@@ -135,65 +150,122 @@ pub fn all() -> Vec<Scope> {
         scope(
             "suspend that fails",
             suspend(),
-            3,
+            4,
             BOTH,
-            World { deaths: true, start_failures: true, terminate: true, sleep_requests: true, ..w },
+            World {
+                deaths: true,
+                start_failures: true,
+                terminate: true,
+                sleep_requests: true,
+                io_errors: true,
+                ..w
+            },
         ),
         scope(
             "suspend with containers",
             suspend_all(),
-            2,
+            3,
             BOTH,
-            World { containers: true, deaths: true, engine_deaths: true, io_errors: true, ..w },
-        ),
-        scope(
-            "I/O errors",
-            stop(),
-            2,
-            BOTH,
-            World { io_errors: true, deaths: true, terminate: true, sleep_requests: true, ..w },
+            World {
+                containers: true,
+                deaths: true,
+                engine_deaths: true,
+                io_errors: true,
+                terminate: true,
+                ..w
+            },
         ),
         scope(
             "adoption after a host's death, stop",
             stop(),
-            2,
+            3,
             BOTH,
-            World { host_deaths: true, terminate: true, deaths: true, pins: true, ..w },
+            World { host_deaths: true, terminate: true, deaths: true, pins: true, containers: true, ..w },
         ),
         scope(
             "adoption after a host's death, suspend",
             suspend(),
-            2,
-            ACQUIRE,
-            World { host_deaths: true, deaths: true, start_failures: true, ..w },
+            3,
+            BOTH,
+            World {
+                host_deaths: true,
+                deaths: true,
+                start_failures: true,
+                terminate: true,
+                engine_deaths: true,
+                ..w
+            },
         ),
         scope(
             "a host that has to go",
             suspend(),
             2,
             BOTH,
-            World { leaving: true, host_deaths: true, terminate: true, io_errors: true, ..w },
+            World {
+                leaving: true,
+                host_deaths: true,
+                terminate: true,
+                io_errors: true,
+                engine_deaths: true,
+                ..w
+            },
         ),
         scope(
             "after a crash by name only",
             strict,
-            2,
+            3,
             BOTH,
-            World { deaths: true, terminate: true, engine_deaths: true, start_failures: true, ..w },
+            World {
+                deaths: true,
+                terminate: true,
+                engine_deaths: true,
+                start_failures: true,
+                io_errors: true,
+                ..w
+            },
         ),
         scope(
             "temporary",
             temporary,
-            2,
+            3,
             BOTH,
-            World { creator: true, deaths: true, terminate: true, settings: true, ..w },
+            World { creator: true, deaths: true, terminate: true, settings: true, host_deaths: true, ..w },
         ),
         scope(
             "ephemeral",
             ephemeral,
+            3,
+            BOTH,
+            World {
+                terminate: true,
+                sleep_requests: true,
+                leaving: true,
+                deaths: true,
+                settings: true,
+                host_deaths: true,
+                ..w
+            },
+        ),
+        scope(
+            "everything but weak holds",
+            suspend_all(),
             2,
             BOTH,
-            World { terminate: true, sleep_requests: true, leaving: true, deaths: true, settings: true, ..w },
+            World {
+                deaths: true,
+                start_failures: true,
+                terminate: true,
+                containers: true,
+                pins: true,
+                weak: false,
+                sleep_requests: true,
+                io_errors: true,
+                engine_deaths: true,
+                host_deaths: true,
+                leaving: true,
+                settings: true,
+                creator: true,
+            },
         ),
     ]);
     scopes

@@ -317,7 +317,7 @@ impl Lifecycle {
             if before == durable || actions.len() < 2 {
                 return Ok(None);
             }
-            next.watch_cut_short(&actions);
+            next.watch_cut_short(&self.scope, made, &event, &before, &actions);
             next.host_dies(&self.scope.config, self.flaw, durable);
         } else {
             next.watch(&self.scope, made, &event, &before, &actions)?;
@@ -345,6 +345,7 @@ impl State {
         self.seen.exit_told = false;
         self.seen.never = false;
         self.seen.leaving = false;
+        self.seen.pinned = !durable.pins.is_empty();
         self.seen.census = NOTHING;
         self.seen.paused = false;
         self.seen.snapshot &= durable.snapshot.is_some() && durable.vm != LastVm::Starting;

@@ -4,7 +4,7 @@ use crate::action::{Action, EndReason, Refusal, SleepOutcome};
 use crate::flaw::flaw;
 use crate::hold::{Claim, Claims, Held, Policy};
 use crate::id::LeaseId;
-use crate::phase::{Phase, Reopen, Rest, Then, Vm};
+use crate::phase::{Disk, Phase, Reopen, Rest, Then, Vm};
 use crate::session::{Mode, Session, Step};
 
 /// What is to be done with a request, decided from the phase alone.
@@ -88,7 +88,10 @@ impl Session {
                 (Then::Absent, Policy::ExistingOnly) if flaw!(self, H10) => Verdict::Wait,
                 (Then::Terminated(_), Policy::ExistingOnly) if flaw!(self, H16) => Verdict::Grant,
                 (Then::Absent, Policy::Acquire) => Verdict::Wait,
-                (Then::Absent, Policy::ExistingOnly) => Verdict::Grant,
+                (Then::Absent, Policy::ExistingOnly) => match committed.vm.disk {
+                    Disk::Writable => Verdict::Grant,
+                    Disk::Failing(_) => Verdict::Refuse(committed.vm.pause_refusal()),
+                },
                 (Then::Terminated(_), Policy::Acquire | Policy::ExistingOnly) => {
                     Verdict::Refuse(Refusal::Terminating)
                 }

@@ -186,6 +186,7 @@ fn a_vm_that_comes_back_from_a_failed_suspend_paused_serves_nobody() {
 fn a_vm_that_is_paused_cannot_shut_down_and_is_killed() {
     let (mut desk, ask) = Desk::committed(Config::default());
     desk.act(Event::VmPaused { generation: g(1), reason: "no space".into() });
+    assert_eq!(desk.ask_existing(2), [refused(2, Refusal::IoPaused { reason: "no space".into() })]);
     assert_eq!(desk.act(Event::HooksDone { ask }), [Action::KillVm { generation: g(1) }]);
 }
 

@@ -2,8 +2,8 @@
 //! and what may be done then. Nothing here reads the core's phase to decide what is right; it is compared at the end.
 
 use dormouse_lifecycle::{
-    Action, Ask, Census, Config, Durable, EndReason, Event, Exit, Generation, Grace, HoldKind, LastVm,
-    Lifetime, Policy, Record, Refusal, RunningContainers, SleepHow, SleepOutcome, SnapshotFate, StartFrom,
+    Action, Ask, Census, Config, Durable, EndReason, Event, Exit, Generation, Grace, LastVm, Lifetime,
+    Policy, Record, Refusal, RunningContainers, SleepHow, SleepOutcome, SnapshotFate, StartFrom,
     State as ApiState, StopHow, Storage, Termination, Then,
 };
 use dormouse_lifecycle::{AfterFailure, PhaseName};
@@ -109,19 +109,19 @@ impl State {
         scope: &Scope,
         made: &Move,
         event: &Event,
-        before: &Durable,
+        [before, after]: [&Durable; 2],
         actions: &[Action],
     ) -> Checked {
         let stage = self.seen.stage;
         let glance = Glance { scope, made, event, order: self.order, actions };
-        written_first(before, &self.session.durable(), actions)?;
+        written_first(before, after, actions)?;
         self.hear(&glance, before);
         for action in actions {
             self.see(&glance, before, action)?;
         }
         self.compare(scope, stage)?;
         self.judge_exit(stage, event, before)?;
-        self.judge_rest(scope)?;
+        self.judge_rest(scope, after)?;
         self.judge_end(before, actions)
     }
 
@@ -592,8 +592,7 @@ impl State {
         ensure(self.waiting() == view.queued, "rule 7: who waits and who is in the queue aren't the same")?;
         ensure(self.holding() == view.leases, "rule 1: who holds and who is listed aren't the same")?;
         ensure(view.snapshot.is_none() || self.seen.snapshot, "a snapshot is kept that was used or is void")?;
-        let weak = self.session.holds().iter().any(|hold| hold.kind == HoldKind::Events && hold.weak);
-        ensure(weak == self.weak, "a weak hold got lost, or stays for ever")
+        ensure((view.weak == 1) == self.weak, "a weak hold got lost, or stays for ever")
     }
 
     /// Rule 6: an exit is either expected or a crash.
@@ -617,8 +616,8 @@ impl State {
     }
 
     /// Rule 8: a VM that is up and isn't held has a deadline, and one that is held has none.
-    fn judge_rest(&mut self, scope: &Scope) -> Checked {
-        let pinned = !self.session.durable().pins.is_empty();
+    fn judge_rest(&mut self, scope: &Scope, after: &Durable) -> Checked {
+        let pinned = !after.pins.is_empty();
         ensure(!pinned || self.seen.pinned, "a pin is set that nobody asked for")?;
         self.seen.pinned = pinned;
         let view = self.session.view();

@@ -221,6 +221,7 @@ pub fn all() -> Vec<Scope> {
                 engine_deaths: true,
                 start_failures: true,
                 io_errors: true,
+                host_deaths: true,
                 ..w
             },
         ),

@@ -150,9 +150,9 @@ impl Lifecycle {
         }
         if world.pins {
             let set = |until| Event::PinSet { pin: PinId(1), owner: text(), reason: text(), until };
-            match state.seen.pinned {
-                true => tell(Event::PinRemoved { pin: PinId(1) }),
-                false => [None, Some(FAR)].map(set).into_iter().for_each(&mut tell),
+            tell(Event::PinRemoved { pin: PinId(1) });
+            if !state.seen.pinned {
+                [None, Some(FAR)].map(set).into_iter().for_each(&mut tell);
             }
         }
         if world.sleep_requests && !state.requested {
@@ -282,36 +282,33 @@ impl Lifecycle {
         }
     }
 
-    /// The event of a move, and the session in which it happens.
-    fn event(&self, state: &State, made: &Move) -> Option<(Session, Event)> {
-        let mut session = state.session.clone();
-        let event = match made {
+    /// The event of a move that is one.
+    fn event(&self, made: &Move) -> Option<Event> {
+        Some(match made {
             Move::Ask { client, claim } => {
                 let (kind, policy) = self.scope.claims[*claim];
                 let claim = Claim { kind, policy, owner: "".into(), reason: "".into() };
                 Event::LeaseRequested { lease: lease(*client), claim }
             }
             Move::Drop { client } => Event::LeaseDropped { lease: lease(*client) },
-            Move::Due { index } => {
-                session.ripen(*index, NOW);
-                Event::DeadlineReached
-            }
+            Move::Due { .. } => Event::DeadlineReached,
             Move::Tell(event) => event.clone(),
             Move::Die | Move::HostDies | Move::CutShort(_) => return None,
-        };
-        Some((session, event))
+        })
     }
 
     /// Makes a move that is an event.
     fn happen(&self, state: &State, made: &Move, cut_short: bool) -> Result<Option<State>, String> {
-        let Some((mut session, event)) = self.event(state, made) else { return Ok(None) };
-        let before = session.durable();
-        let mut actions = Actions::new();
-        session.handle(NOW, event.clone(), &mut actions);
-        session.check().map_err(|words| format!("the state contradicts itself: {words}"))?;
-        let durable = session.durable();
+        let Some(event) = self.event(made) else { return Ok(None) };
         let mut next = state.clone();
-        next.session = session;
+        if let Move::Due { index } = made {
+            next.session.ripen(*index, NOW);
+        }
+        let before = next.session.durable();
+        let mut actions = Actions::new();
+        next.session.handle(NOW, event.clone(), &mut actions);
+        next.session.check().map_err(|words| format!("the state contradicts itself: {words}"))?;
+        let durable = next.session.durable();
         let actions: Vec<_> = actions.drain().collect();
         if cut_short {
             if before == durable || actions.len() < 2 {
@@ -320,7 +317,7 @@ impl Lifecycle {
             next.watch_cut_short(&self.scope, made, &event, &before, &actions);
             next.host_dies(&self.scope.config, self.flaw, durable);
         } else {
-            next.watch(&self.scope, made, &event, &before, &actions)?;
+            next.watch(&self.scope, made, &event, [&before, &durable], &actions)?;
         }
         next.normalise();
         Ok(Some(next))
@@ -493,7 +490,7 @@ impl Model for Lifecycle {
     }
 
     fn visit(&mut self, state: &State, made: &Move) {
-        if let Some((_, event)) = self.event(state, made) {
+        if let Some(event) = self.event(made) {
             self.coverage.count(state.session.view().phase, &event);
         }
     }

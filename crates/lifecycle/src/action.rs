@@ -110,7 +110,8 @@ pub enum Action {
     Record(Record),
     /// What [`crate::Session::view`] shows has changed.
     Publish,
-    /// The incarnation is over; [`crate::Session::termination`] says why.
+    /// The incarnation is over; the reason can be read by now ([`crate::Latest::termination`], and
+    /// [`crate::Session::termination`] unless somebody who waited opens the next one at once).
     AnnounceTerminated {
         /// Which one.
         incarnation: Incarnation,
@@ -119,6 +120,7 @@ pub enum Action {
 
 /// What a VM may be made from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum StartFrom {
     /// The session's own snapshot, made when this generation was suspended; else as `Fresh`.
     Snapshot(Generation),
@@ -128,6 +130,7 @@ pub enum StartFrom {
 
 /// How a VM was started.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum StartHow {
     /// From the kernel up.
     Cold,
@@ -150,6 +153,7 @@ impl StartHow {
 
 /// How a VM is put to sleep.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum SleepHow {
     /// Shut it down.
     Stop,

@@ -6,6 +6,7 @@ use crate::action::SleepHow;
 
 /// How long a VM stays up after its last strong hold is gone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum Grace {
     /// So long; zero puts the VM to sleep at once.
     After(Duration),
@@ -15,6 +16,7 @@ pub enum Grace {
 
 /// What a running container means for the sleep.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum RunningContainers {
     /// It keeps the VM awake.
     Hold,
@@ -24,6 +26,7 @@ pub enum RunningContainers {
 
 /// Where the session's data is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum Storage {
     /// On a disk that outlives the VM.
     Persistent,
@@ -33,6 +36,7 @@ pub enum Storage {
 
 /// How long the session lasts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum Lifetime {
     /// Until it is removed.
     Lasting,
@@ -42,6 +46,7 @@ pub enum Lifetime {
 
 /// What follows a crash.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum CrashPolicy {
     /// The next request opens a new incarnation.
     Reopen,
@@ -51,6 +56,7 @@ pub enum CrashPolicy {
 
 /// Settings of one session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Config {
     /// Time from the last strong hold to the sleep.
     pub grace: Grace,
@@ -84,6 +90,7 @@ impl Default for Config {
 
 /// The bound of each wait and each queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Limits {
     /// From the order to start a VM to its first answer (`boot-timeout`).
     pub boot: Duration,

@@ -14,6 +14,7 @@ use crate::time::Timestamp;
 /// What must survive a crash of the host process (rule 13). The driver writes it on each
 /// [`crate::Action::Persist`], with wall-clock times, and gives it to [`Session::new`] when it starts.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Durable {
     /// The present incarnation, or the last one.
     pub incarnation: Incarnation,
@@ -40,6 +41,7 @@ pub struct Durable {
 
 /// How far a session's latest VM had got when it was last written down.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum LastVm {
     /// It is gone, or there never was one.
     Gone,
@@ -69,6 +71,7 @@ pub enum LastVm {
 
 /// A crash that counts towards the back-off.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Crash {
     /// Details in words.
     pub details: Text,

@@ -82,12 +82,15 @@ impl Session {
         &mut self,
         step: &mut Step<'_>,
         vm: Vm,
-        queue: Claims,
+        mut queue: Claims,
         cause: Cause,
         details: Text,
     ) {
         let generation = vm.generation;
         let termination = self.crashed(step, vm, cause, details);
+        if termination.reopen == Reopen::OnStart {
+            refuse_all(step, core::mem::take(&mut queue), &Refusal::Terminating);
+        }
         step.act(Action::KillVm { generation });
         let stopping = Stopping {
             generation,

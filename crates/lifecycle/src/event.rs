@@ -11,6 +11,7 @@ use crate::time::Timestamp;
 /// Something that happened. Every event is legal in every phase; what no longer matters is ignored, above all
 /// every report about a generation that isn't the present one.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum Event {
     /// Somebody needs the VM. Answered by one [`crate::Action::Grant`] or [`crate::Action::Refuse`], now or later.
     LeaseRequested {
@@ -179,6 +180,7 @@ pub enum Event {
 
 /// What is known of a VM's exit.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum Exit {
     /// The guest shut itself down.
     GuestShutdown,
@@ -190,6 +192,7 @@ pub enum Exit {
 
 /// What became of a snapshot that a VM was to be started from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum SnapshotFate {
     /// It wasn't touched and may be tried again.
     Intact,
@@ -199,6 +202,7 @@ pub enum SnapshotFate {
 
 /// What a failed suspend leaves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum AfterFailure {
     /// It failed before the device state was complete: the VM runs on.
     RunsOn,

@@ -12,6 +12,7 @@ pub type Text = Arc<str>;
 
 /// Whether a request may start a VM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum Policy {
     /// Start the VM if need be, wait out a stop.
     Acquire,
@@ -22,6 +23,7 @@ pub enum Policy {
 
 /// What a hold is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum HoldKind {
     /// A request that is being answered.
     Request,
@@ -59,6 +61,7 @@ impl HoldKind {
 
 /// Who wants the VM, and what for.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Claim {
     /// What the hold is.
     pub kind: HoldKind,
@@ -72,6 +75,7 @@ pub struct Claim {
 
 /// A claim that was made: waiting, or granted.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub(crate) struct Held {
     pub(crate) claim: Claim,
     pub(crate) since: Timestamp,
@@ -82,6 +86,7 @@ pub(crate) type Claims = BTreeMap<LeaseId, Held>;
 
 /// A weak hold: listed, but it keeps nothing awake.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct WeakHold {
     /// What it is.
     pub kind: HoldKind,
@@ -95,6 +100,7 @@ pub struct WeakHold {
 
 /// Keeps a VM that is up awake; never starts one.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Pin {
     /// Its number.
     pub id: PinId,
@@ -110,6 +116,7 @@ pub struct Pin {
 
 /// What the engine says of a container.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[allow(missing_docs, reason = "the engine's own words")]
 pub enum ContainerState {
     Created,
@@ -133,6 +140,7 @@ impl ContainerState {
 
 /// What runs in a VM, as counted by its engine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Census {
     /// Containers that are running, paused, restarting or being removed.
     pub active: u32,

@@ -4,6 +4,7 @@ macro_rules! number {
     ($(#[$doc:meta])* $name:ident($inner:ty)) => {
         $(#[$doc])*
         #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+        #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
         pub struct $name(pub $inner);
 
         impl core::fmt::Display for $name {
@@ -46,6 +47,7 @@ number! {
 /// The number of a question or an order about one VM. Its answer carries the same number, so that the answer
 /// to an earlier one (late, or given twice) is never taken for the answer to this one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Ask {
     /// The VM it is about.
     pub generation: Generation,

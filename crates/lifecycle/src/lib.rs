@@ -58,6 +58,7 @@ mod session;
 mod sleep;
 mod start;
 mod time;
+mod trace;
 mod view;
 
 pub use action::{
@@ -73,4 +74,5 @@ pub use id::{Ask, Boot, Generation, Incarnation, LeaseId, PinId, RequestId, Weak
 pub use phase::{Cause, Reopen, Termination, TerminationReason, Then};
 pub use session::Session;
 pub use time::Timestamp;
+pub use trace::{Replayed, Trace};
 pub use view::{Hold, Latest, PhaseName, State, View};

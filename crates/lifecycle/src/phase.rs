@@ -10,6 +10,7 @@ use crate::time::Timestamp;
 
 /// What the session's VM is doing; the transitions are drawn in the crate's documentation.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub(crate) enum Phase {
     /// No VM; maybe a snapshot.
     Absent,
@@ -28,6 +29,7 @@ pub(crate) enum Phase {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub(crate) struct Starting {
     pub(crate) generation: Generation,
     pub(crate) source: Source,
@@ -40,6 +42,7 @@ pub(crate) struct Starting {
 
 /// Where the VM of a start comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub(crate) enum Source {
     /// It is being made.
     Made(StartFrom),
@@ -48,6 +51,7 @@ pub(crate) enum Source {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub(crate) struct Running {
     pub(crate) vm: Vm,
     pub(crate) rest: Rest,
@@ -55,6 +59,7 @@ pub(crate) struct Running {
 
 /// Whether a running VM has a reason to be up.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub(crate) enum Rest {
     /// Something strong holds.
     Busy,
@@ -65,6 +70,7 @@ pub(crate) enum Rest {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub(crate) struct Counting {
     pub(crate) vm: Vm,
     pub(crate) unanswered: u8,
@@ -73,6 +79,7 @@ pub(crate) struct Counting {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub(crate) struct Committed {
     pub(crate) vm: Vm,
     pub(crate) by: SleepHow,
@@ -84,6 +91,7 @@ pub(crate) struct Committed {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub(crate) struct Stopping {
     pub(crate) generation: Generation,
     pub(crate) stage: Stage,
@@ -97,6 +105,7 @@ pub(crate) struct Stopping {
 
 /// How far the end of a VM has got.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub(crate) enum Stage {
     /// A bring-up was told to give up.
     Cancelling,
@@ -112,6 +121,7 @@ pub(crate) enum Stage {
 
 /// What a VM was at when it was killed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub(crate) enum Killed {
     /// A bring-up that was given up.
     BringUp,
@@ -123,6 +133,7 @@ pub(crate) enum Killed {
 
 /// What follows once the VM is gone.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum Then {
     /// The session is asleep.
     Absent,
@@ -132,6 +143,7 @@ pub enum Then {
 
 /// Why an incarnation is over.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Termination {
     /// The class of the reason.
     pub reason: TerminationReason,
@@ -145,6 +157,7 @@ pub struct Termination {
 
 /// The class of a termination's reason.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum TerminationReason {
     /// Somebody asked.
     Shutdown,
@@ -167,6 +180,7 @@ impl TerminationReason {
 
 /// What ended an incarnation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum Cause {
     /// Somebody asked.
     Asked,
@@ -188,6 +202,7 @@ pub enum Cause {
 
 /// What opens a terminated session again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum Reopen {
     /// The next request.
     OnRequest,
@@ -197,6 +212,7 @@ pub enum Reopen {
 
 /// A VM that is up, with everything that is bound to it and ends with it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub(crate) struct Vm {
     pub(crate) generation: Generation,
     pub(crate) how: StartHow,
@@ -216,6 +232,7 @@ pub(crate) struct Vm {
 
 /// Whether a VM's disk takes its writes.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub(crate) enum Disk {
     Writable,
     /// The VM is paused by this error.
@@ -224,6 +241,7 @@ pub(crate) enum Disk {
 
 /// Whether a VM's engine lives.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub(crate) enum Engine {
     Alive,
     Dead(Text),

@@ -17,6 +17,7 @@ use crate::view::{Latest, PhaseName};
 
 /// The life of one session; see the crate's documentation.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Session {
     pub(crate) config: Config,
     pub(crate) mode: Mode,
@@ -35,11 +36,13 @@ pub struct Session {
     pub(crate) crashes: Vec<Crash>,
     pub(crate) latest: Latest,
     #[cfg(feature = "model")]
+    #[cfg_attr(feature = "serde", serde(skip))]
     pub(crate) flaw: Option<crate::flaw::Flaw>,
 }
 
 /// Whether the host process has a future.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub(crate) enum Mode {
     Serving,
     /// The host process was told to go: no VM is started or kept up from now on.
@@ -48,6 +51,7 @@ pub(crate) enum Mode {
 
 /// Starts that failed in a row.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub(crate) struct StartFailure {
     pub(crate) count: u32,
     pub(crate) reason: Text,

@@ -7,6 +7,7 @@ use core::time::Duration;
 /// The driver uses a clock that never goes back and that counts the time for which the host itself was
 /// suspended (`CLOCK_BOOTTIME`), and converts to and from wall-clock time where something outlives the host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Timestamp(u64);
 
 impl Timestamp {

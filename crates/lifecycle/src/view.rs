@@ -13,6 +13,7 @@ use crate::time::Timestamp;
 
 /// The phases' names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[allow(missing_docs, reason = "described in the crate's documentation")]
 pub enum PhaseName {
     Absent,
@@ -103,6 +104,8 @@ pub struct View<'a> {
     pub leases: usize,
     /// Requests that wait for a VM.
     pub queued: usize,
+    /// Weak holds that are listed.
+    pub weak: usize,
     /// The error that keeps the VM paused, in words.
     pub io_error: Option<&'a Text>,
     /// The generation whose memory is kept in a snapshot.
@@ -119,6 +122,7 @@ pub struct View<'a> {
 
 /// The latest of each kind of history entry that `why` tells of.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Latest {
     /// The latest successful start: when, how, how long it took.
     pub start: Option<(Timestamp, StartHow, Duration)>,
@@ -130,6 +134,8 @@ pub struct Latest {
     pub sleep_failure: Option<(Timestamp, Text)>,
     /// The latest crash: when, why.
     pub crash: Option<(Timestamp, Text)>,
+    /// The latest incarnation that ended: when, which, why. Stays while the next one runs.
+    pub termination: Option<(Timestamp, Incarnation, Termination)>,
 }
 
 /// One line of the answer to "why is it awake".
@@ -184,6 +190,7 @@ impl Session {
             woken_by: vm.and_then(|vm| vm.woken_by.as_ref()),
             leases: vm.map_or(0, |vm| vm.leases.len()),
             queued: self.phase.queue().map_or(0, |queue| queue.len()),
+            weak: self.weak.len(),
             io_error: vm.and_then(|vm| match &vm.disk {
                 Disk::Failing(reason) => Some(reason),
                 Disk::Writable => None,
@@ -272,7 +279,10 @@ impl Session {
             }
             Record::SleepFailed { reason, .. } => self.latest.sleep_failure = Some((now, reason.clone())),
             Record::Crashed { details, .. } => self.latest.crash = Some((now, details.clone())),
-            Record::Opened { .. } | Record::Adopted { .. } | Record::Terminated { .. } => {}
+            Record::Terminated { incarnation, termination } => {
+                self.latest.termination = Some((now, *incarnation, termination.clone()));
+            }
+            Record::Opened { .. } | Record::Adopted { .. } => {}
         }
         step.act(Action::Record(record));
     }

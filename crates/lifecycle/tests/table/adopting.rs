@@ -50,6 +50,14 @@ fn a_vm_that_does_not_answer_its_new_host_is_killed() {
 }
 
 #[test]
+fn who_waits_for_a_vm_that_does_not_answer_its_new_host_is_refused_if_the_session_stays_terminated() {
+    let strict = Config { crash: CrashPolicy::Terminate, ..Config::default() };
+    let mut desk = Desk::restored(strict, Desk::running(strict).persisted);
+    desk.ask(2);
+    assert!(desk.due().contains(&refused(2, Refusal::Terminating)));
+}
+
+#[test]
 fn a_start_that_lost_its_host_is_given_up_before_the_next() {
     let mut desk = Desk::new(Config::default());
     desk.ask(1);

@@ -16,4 +16,4 @@ mod manifest;
 mod store;
 
 pub use manifest::{FileEntry, MANIFEST_FORMAT, Manifest, hash_file};
-pub use store::{GuestImage, ImageError, ImageHash, ImageStore};
+pub use store::{GuestImage, ImageError, ImageHash, ImageStore, STORE_VARIABLE, SYSTEM_STORE};

@@ -1,14 +1,26 @@
 //! A folder of guest images.
 
-use std::fs::{self, Metadata};
+use std::env;
+use std::fs::{self, File, Metadata};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
 use crate::manifest::{MANIFEST_FORMAT, Manifest, hash_file};
+
+/// The environment variable that names the one store to be used, instead of the user's and the system's.
+pub const STORE_VARIABLE: &str = "DORM_IMAGES";
+
+/// The store of a whole machine, which a package may bring. It is only read.
+pub const SYSTEM_STORE: &str = "/usr/share/dormouse/images";
+
+/// A file that was changed less than this before it was hashed may change again without a new time: file systems
+/// count time in ticks, the coarsest (FAT's) of two seconds. Its hash isn't remembered.
+const SETTLED: Duration = Duration::from_secs(2);
 
 const MANIFEST: &str = "manifest.json";
 const NEWEST: &str = "newest";
@@ -41,7 +53,10 @@ impl FromStr for ImageHash {
 /// Where images lie.
 #[derive(Debug, Clone)]
 pub struct ImageStore {
+    /// Images are published here, and looked for here first.
     folder: PathBuf,
+    /// Images are looked for here if `folder` hasn't got them.
+    fallback: Option<PathBuf>,
 }
 
 /// An image whose files were checked against its manifest.
@@ -92,7 +107,7 @@ pub enum ImageError {
 }
 
 /// What a file looked like when it was hashed. Any write changes the time of the inode's last change, which a user
-/// can't set, so equal stamps mean equal bytes, short of damage below the file system.
+/// can't set, so equal stamps of a settled file mean equal bytes, short of damage below the file system.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Stamp {
     name: String,
@@ -112,13 +127,44 @@ impl Stamp {
             changed_nanos: i128::from(metadata.ctime()) * 1_000_000_000 + i128::from(metadata.ctime_nsec()),
         }
     }
+
+    /// Would a write from `now` on show in the stamp? See [`SETTLED`].
+    fn is_settled(&self, now: SystemTime) -> bool {
+        let nanos = |duration: Duration| i128::try_from(duration.as_nanos()).unwrap_or(i128::MAX);
+        let now = now.duration_since(UNIX_EPOCH).map_or(0, nanos);
+        self.changed_nanos.saturating_add(nanos(SETTLED)) < now
+    }
 }
 
 impl ImageStore {
     /// The store in this folder, which needn't exist yet.
     #[must_use]
     pub fn new(folder: impl Into<PathBuf>) -> Self {
-        Self { folder: folder.into() }
+        Self { folder: folder.into(), fallback: None }
+    }
+
+    /// The store that this process's environment names in [`STORE_VARIABLE`]; without it the user's own, which is
+    /// `folder`, and behind that the machine's, [`SYSTEM_STORE`].
+    #[must_use]
+    pub fn for_user(folder: impl Into<PathBuf>) -> Self {
+        match env::var_os(STORE_VARIABLE).filter(|value| !value.is_empty()) {
+            Some(named) => Self::new(named),
+            None => Self::new(folder).or(SYSTEM_STORE),
+        }
+    }
+
+    /// This store, and another for the images that it hasn't got.
+    #[must_use]
+    fn or(self, fallback: impl Into<PathBuf>) -> Self {
+        Self { fallback: Some(fallback.into()), ..self }
+    }
+
+    /// The folder that has an entry of this name, or the first one.
+    fn folder_with(&self, name: &str) -> &Path {
+        match &self.fallback {
+            Some(fallback) if !self.folder.join(name).exists() && fallback.join(name).exists() => fallback,
+            _ => &self.folder,
+        }
     }
 
     /// Opens the image that new VMs boot.
@@ -126,7 +172,7 @@ impl ImageStore {
     /// # Errors
     /// See [`ImageError`].
     pub fn newest(&self) -> Result<GuestImage, ImageError> {
-        let path = self.folder.join(NEWEST);
+        let path = self.folder_with(NEWEST).join(NEWEST);
         let text = match fs::read_to_string(&path) {
             Ok(text) => text,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -147,7 +193,7 @@ impl ImageStore {
     /// # Errors
     /// See [`ImageError`].
     pub fn open(&self, hash: &ImageHash) -> Result<GuestImage, ImageError> {
-        let folder = self.folder.join(hash.as_str());
+        let folder = self.folder_with(hash.as_str()).join(hash.as_str());
         let path = folder.join(MANIFEST);
         let bytes = match fs::read(&path) {
             Ok(bytes) => bytes,
@@ -170,7 +216,8 @@ impl ImageStore {
         Ok(image)
     }
 
-    /// Moves the image in `built` into the store, and makes it the newest.
+    /// Moves the image in `built`, which is on the store's file system, into the store, and makes it the newest. An
+    /// image of the same content that is there already stays, unless it is damaged.
     ///
     /// # Errors
     /// [`ImageError::Io`].
@@ -178,17 +225,31 @@ impl ImageStore {
         let io = |error: io::Error| ImageError::Io(self.folder.clone(), error);
         let bytes = manifest.to_bytes().map_err(|error| io(error.into()))?;
         let hash = ImageHash(Manifest::hash(&bytes));
-        fs::write(built.join(MANIFEST), &bytes).map_err(io)?;
-        fs::create_dir_all(&self.folder).map_err(io)?;
-        match fs::rename(built, self.folder.join(hash.as_str())) {
-            Ok(()) => {}
-            // The same content is there already.
-            Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {
-                fs::remove_dir_all(built).map_err(io)?
+        let place = self.folder.join(hash.as_str());
+        if place.exists() {
+            match Self::new(&self.folder).open(&hash) {
+                Ok(_) => {
+                    fs::remove_dir_all(built).map_err(io)?;
+                    return self.set_newest(hash);
+                }
+                // A VM that runs from it keeps its files, which are only unlinked.
+                Err(ImageError::Damaged { .. } | ImageError::Gone { .. }) => {
+                    fs::remove_dir_all(&place).map_err(io)?;
+                }
+                Err(error) => return Err(error),
             }
-            Err(error) => return Err(io(error)),
         }
-        write_beside(&self.folder.join(NEWEST), hash.as_str().as_bytes()).map_err(io)?;
+        fs::write(built.join(MANIFEST), &bytes).map_err(io)?;
+        for name in manifest.files.keys().map(String::as_str).chain([MANIFEST]) {
+            File::open(built.join(name)).and_then(|file| file.sync_all()).map_err(io)?;
+        }
+        fs::rename(built, place).map_err(io)?;
+        self.set_newest(hash)
+    }
+
+    fn set_newest(&self, hash: ImageHash) -> Result<ImageHash, ImageError> {
+        let path = self.folder.join(NEWEST);
+        write_beside(&path, hash.as_str().as_bytes()).map_err(|error| ImageError::Io(path, error))?;
         Ok(hash)
     }
 }
@@ -235,6 +296,7 @@ impl GuestImage {
                 return Err(damaged(name, "isn't in the manifest"));
             }
         }
+        let began = SystemTime::now();
         let now = self.stamps(damaged)?;
         let path = self.folder.join(VERIFIED);
         let before = fs::read(&path).ok().and_then(|bytes| serde_json::from_slice::<Vec<Stamp>>(&bytes).ok());
@@ -248,8 +310,9 @@ impl GuestImage {
                 return Err(damaged(name, "isn't what was built"));
             }
         }
+        let settled = now.iter().all(|stamp| stamp.is_settled(began));
         // A store that can't be written (a system-wide one) is hashed at each start of a VM instead.
-        if let Ok(bytes) = serde_json::to_vec(&now) {
+        if let (true, Ok(bytes)) = (settled, serde_json::to_vec(&now)) {
             let _ = write_beside(&path, &bytes);
         }
         Ok(())
@@ -280,6 +343,7 @@ mod tests {
 
     fn publish(store: &ImageStore, folder: &Path) -> ImageHash {
         let built = folder.join("built");
+        fs::create_dir_all(&store.folder).unwrap();
         fs::create_dir(&built).unwrap();
         let mut files = BTreeMap::new();
         for name in [KERNEL, INITRAMFS, ROOT] {
@@ -296,6 +360,21 @@ mod tests {
         store.publish(&built, &manifest).unwrap()
     }
 
+    /// A store with one image, and that image's folder.
+    fn store_with_image(folder: &Path) -> (ImageStore, ImageHash, PathBuf) {
+        let store = ImageStore::new(folder.join("images"));
+        let hash = publish(&store, folder);
+        let image = store.folder.join(hash.as_str());
+        (store, hash, image)
+    }
+
+    fn damaged_file(result: Result<GuestImage, ImageError>) -> String {
+        match result {
+            Err(ImageError::Damaged { file, .. }) => file,
+            other => panic!("expected damage, got {other:?}"),
+        }
+    }
+
     #[test]
     fn a_published_image_is_the_newest_and_opens() {
         let folder = tempfile::tempdir().unwrap();
@@ -309,29 +388,87 @@ mod tests {
     }
 
     #[test]
-    fn damage_is_found_before_and_after_the_first_verification() {
-        for verified_first in [false, true] {
+    fn damage_is_found_at_the_first_opening_and_after_it() {
+        for opened_before in [false, true] {
             let folder = tempfile::tempdir().unwrap();
-            let store = ImageStore::new(folder.path().join("images"));
-            let hash = publish(&store, folder.path());
-            if verified_first {
+            let (store, hash, image) = store_with_image(folder.path());
+            if opened_before {
                 store.open(&hash).unwrap();
             }
-            fs::write(folder.path().join("images").join(hash.as_str()).join(ROOT), "root.erofX").unwrap();
-            let error = store.open(&hash).unwrap_err();
-            assert!(matches!(&error, ImageError::Damaged { file, .. } if file == ROOT), "{error}");
+            // Of the same length, and within the same tick of the file system's clock.
+            fs::write(image.join(ROOT), "root.erofX").unwrap();
+            assert_eq!(damaged_file(store.open(&hash)), ROOT);
         }
     }
 
     #[test]
     fn a_changed_manifest_and_a_missing_file_are_damage() {
         let folder = tempfile::tempdir().unwrap();
-        let store = ImageStore::new(folder.path().join("images"));
-        let hash = publish(&store, folder.path());
-        let image = folder.path().join("images").join(hash.as_str());
+        let (store, hash, image) = store_with_image(folder.path());
         fs::remove_file(image.join(KERNEL)).unwrap();
-        assert!(matches!(store.open(&hash), Err(ImageError::Damaged { file, .. }) if file == KERNEL));
+        assert_eq!(damaged_file(store.open(&hash)), KERNEL);
         fs::write(image.join(MANIFEST), "{}").unwrap();
-        assert!(matches!(store.open(&hash), Err(ImageError::Damaged { file, .. }) if file == MANIFEST));
+        assert_eq!(damaged_file(store.open(&hash)), MANIFEST);
+    }
+
+    #[test]
+    fn a_stamp_is_trusted_only_when_any_later_write_would_change_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let (store, hash, image) = store_with_image(folder.path());
+        store.open(&hash).unwrap();
+        assert!(!image.join(VERIFIED).exists(), "the files are too young");
+        let stamp = Stamp::new(ROOT, &fs::metadata(image.join(ROOT)).unwrap());
+        let now = SystemTime::now();
+        assert!(!stamp.is_settled(now));
+        assert!(stamp.is_settled(now + SETTLED + Duration::from_secs(1)));
+    }
+
+    #[test]
+    fn an_image_with_the_stamps_of_its_last_hashing_is_not_hashed_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let (store, hash, image) = store_with_image(folder.path());
+        fs::write(image.join(ROOT), "root.erofX").unwrap();
+        let stamps: Vec<Stamp> = [INITRAMFS, ROOT, KERNEL]
+            .iter()
+            .map(|name| Stamp::new(name, &fs::metadata(image.join(name)).unwrap()))
+            .collect();
+        fs::write(image.join(VERIFIED), serde_json::to_vec(&stamps).unwrap()).unwrap();
+        store.open(&hash).unwrap();
+        fs::write(image.join(VERIFIED), "[]").unwrap();
+        assert_eq!(damaged_file(store.open(&hash)), ROOT);
+    }
+
+    #[test]
+    fn making_a_damaged_image_again_repairs_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let (store, hash, image) = store_with_image(folder.path());
+        for name in [ROOT, MANIFEST] {
+            fs::write(image.join(name), "rubbish").unwrap();
+            assert_eq!(damaged_file(store.newest()), name);
+            assert_eq!(publish(&store, folder.path()), hash);
+            store.newest().unwrap();
+        }
+    }
+
+    #[test]
+    fn the_fallback_serves_what_the_first_store_has_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let (system, hash, _) = store_with_image(folder.path());
+        let own = folder.path().join("own");
+        let store = ImageStore::new(&own).or(&system.folder);
+        assert_eq!(store.newest().unwrap().hash(), &hash);
+        assert!(store.open(&hash).unwrap().kernel().starts_with(&system.folder));
+        publish(&store, folder.path());
+        assert!(store.newest().unwrap().kernel().starts_with(&own));
+    }
+
+    #[test]
+    fn an_image_that_is_no_longer_there_is_told_from_an_empty_store() {
+        let folder = tempfile::tempdir().unwrap();
+        let (store, hash, image) = store_with_image(folder.path());
+        fs::remove_dir_all(image).unwrap();
+        assert!(matches!(store.open(&hash), Err(ImageError::Gone { .. })));
+        fs::write(store.folder.join(NEWEST), "../../etc").unwrap();
+        assert_eq!(damaged_file(store.newest()), NEWEST);
     }
 }

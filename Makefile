@@ -1,6 +1,11 @@
 # The two commands of a fresh machine are `make demo` and `make test`; see README.md and TESTING.md.
 
-.PHONY: test lint unit
+.PHONY: guest-image test lint unit
+
+# What VMs boot from, in build/images; see guest/README.md.
+guest-image:
+	scripts/install-packages build
+	cargo xtask guest-image
 
 test: lint unit
 

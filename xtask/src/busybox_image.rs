@@ -1,13 +1,14 @@
 //! A container image made of Debian's `busybox-static` package alone, for the demo and the tests.
 
-use std::fs;
-use std::os::unix::fs::symlink;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result};
 use sha2::{Digest, Sha256};
 
+use crate::debian::{self, SUITE};
 use crate::shell::run;
 
 /// Programs that the image has; each is a link to busybox.
@@ -86,24 +87,24 @@ const PROGRAMS: &[&str] = &[
 
 /// Makes the archive.
 pub(crate) fn build(out: &Path) -> Result<()> {
-    let work = out.with_extension("work");
-    if work.exists() {
-        fs::remove_dir_all(&work)?;
-    }
+    let folder = match out.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    fs::create_dir_all(folder)?;
+    let work = tempfile::Builder::new().prefix("busybox-").tempdir_in(folder)?;
+    let work = work.path();
+    let (packages, tree) = (work.join("packages.tar"), work.join("packages"));
+    debian::fetch(SUITE, &["busybox-static"], &packages, &work.join("packages.sha256"))?;
+    fs::create_dir(&tree)?;
+    run(Command::new("tar")
+        .args(["--extract", "--no-same-owner", "--preserve-permissions", "--exclude=./dev/*", "--file"])
+        .arg(&packages)
+        .arg("--directory")
+        .arg(&tree))?;
     let root = work.join("root");
     fs::create_dir_all(root.join("bin"))?;
-    run(Command::new("apt-get").current_dir(&work).args([
-        "download",
-        "--quiet=2",
-        "--option=APT::Sandbox::User=root",
-        "busybox-static",
-    ]))?;
-    let package = fs::read_dir(&work)?
-        .filter_map(|entry| Some(entry.ok()?.path()))
-        .find(|path| path.extension().is_some_and(|ending| ending == "deb"))
-        .context("apt-get brought no package")?;
-    run(Command::new("dpkg-deb").arg("--extract").arg(package).arg(work.join("package")))?;
-    let busybox = ["usr/bin/busybox", "bin/busybox"].map(|path| work.join("package").join(path));
+    let busybox = ["usr/bin/busybox", "bin/busybox"].map(|path| tree.join(path));
     let busybox = busybox.iter().find(|path| path.exists()).context("the package has no busybox")?;
     fs::copy(busybox, root.join("bin/busybox"))?;
     for program in PROGRAMS {
@@ -112,6 +113,8 @@ pub(crate) fn build(out: &Path) -> Result<()> {
     for folder in ["dev", "etc", "proc", "sys", "tmp", "var", "root"] {
         fs::create_dir_all(root.join(folder))?;
     }
+    // For processes of every user.
+    fs::set_permissions(root.join("tmp"), Permissions::from_mode(0o1777))?;
     fs::write(
         root.join("etc/passwd"),
         "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n",
@@ -135,8 +138,9 @@ pub(crate) fn build(out: &Path) -> Result<()> {
         image.join("manifest.json"),
         r#"[{"Config":"config.json","RepoTags":["busybox:latest"],"Layers":["layer/layer.tar"]}]"#,
     )?;
-    tar(&image, out)?;
-    fs::remove_dir_all(work)?;
+    let fresh = work.join("image.tar");
+    tar(&image, &fresh)?;
+    fs::rename(fresh, out)?;
     Ok(())
 }
 

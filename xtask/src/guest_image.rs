@@ -6,25 +6,28 @@ mod modules;
 mod root;
 
 use std::collections::BTreeMap;
-use std::fs;
+use std::fs::{self, File, Permissions};
+use std::io;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::{env, iter};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail};
 use dormouse_guest_image::{ImageStore, MANIFEST_FORMAT, Manifest, hash_file};
+use sha2::{Digest, Sha256};
 
+use crate::debian::{self, SUITE};
 use crate::shell::run;
 
-/// The Debian release that the guest is made of.
-const SUITE: &str = "trixie";
-
 /// Every time in the image: equal inputs must give equal bytes.
-const EPOCH_SECONDS: u32 = 1_700_000_000;
+pub(crate) const EPOCH_SECONDS: u32 = 1_700_000_000;
 
 /// The recipe, compiled in so that the image belongs to the program that made it.
 const PACKAGES: &str = include_str!("../../guest/packages");
 const CONTAINERD: &str = include_str!("../../guest/containerd.toml");
 const DROP: &str = include_str!("../../guest/drop");
+const MODULES_ENGINE: &str = include_str!("../../guest/modules-engine");
 const MODULES_INITRAMFS: &str = include_str!("../../guest/modules-initramfs");
 const MODULES_DROP: &str = include_str!("../../guest/modules-drop");
 const MODULES_BOOT: &str = include_str!("../../guest/modules-boot");
@@ -34,30 +37,40 @@ fn lines(recipe: &str) -> impl Iterator<Item = &str> {
     recipe.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'))
 }
 
+/// What the root is made of beside the packages. The code that arranges it is a part of its recipe.
+const ROOT_RECIPE: &[&str] = &[
+    CONTAINERD,
+    DROP,
+    MODULES_ENGINE,
+    MODULES_INITRAMFS,
+    MODULES_DROP,
+    MODULES_BOOT,
+    include_str!("guest_image/kernel.rs"),
+    include_str!("guest_image/modules.rs"),
+    include_str!("guest_image/root.rs"),
+];
+
 /// Makes an image and publishes it in the store `out`.
 pub(crate) fn build(out: &Path, work: &Path, update: bool) -> Result<()> {
     fs::create_dir_all(work)?;
-    let archive = work.join("packages.tar");
-    let list = work.join("packages.sha256");
-    if update || !is_current(&list)? {
-        fetch_packages(&archive, &list)?;
-    }
-    let tree = work.join("root");
-    root::arrange(&archive, &tree)?;
+    let lock = File::create(work.join("lock"))?;
+    lock.lock().context("can't lock the work folder")?;
+    let list = fetch_packages(work, update)?;
+    let tree = make_root(work, &list)?;
     let release = modules::release(&tree)?;
 
-    let built = work.join("image");
-    if built.exists() {
-        fs::remove_dir_all(&built)?;
+    // In the store, so that publishing is a rename within one file system.
+    fs::create_dir_all(out)?;
+    let built = tempfile::Builder::new().prefix("new-").tempdir_in(out)?;
+    for name in ["vmlinux", "root.erofs"] {
+        fs::copy(work.join(name), built.path().join(name))?;
     }
-    fs::create_dir(&built)?;
-    kernel::unpack(&work.join("boot").join(format!("vmlinuz-{release}")), &built.join("vmlinux"))?;
     let early = modules::load_order(&tree, &release, lines(MODULES_INITRAMFS))?;
-    initramfs::write(&built.join("initramfs"), &dorm_init()?, &tree, &early)?;
-    root::pack(&tree, &built.join("root.erofs"))?;
+    initramfs::write(&built.path().join("initramfs"), &dorm_init()?, &tree, &early)?;
 
-    let manifest = manifest(&built, release, &fs::read_to_string(&list)?)?;
-    let hash = ImageStore::new(out).publish(&built, &manifest)?;
+    let manifest = manifest(built.path(), release, &list)?;
+    fs::set_permissions(built.path(), Permissions::from_mode(0o755))?;
+    let hash = ImageStore::new(out).publish(built.path(), &manifest)?;
     for (name, entry) in &manifest.files {
         eprintln!("{name}: {:.1} MB", entry.size as f64 / 1e6);
     }
@@ -65,54 +78,76 @@ pub(crate) fn build(out: &Path, work: &Path, update: bool) -> Result<()> {
     Ok(())
 }
 
-/// Were these packages fetched for this recipe?
-fn is_current(list: &Path) -> Result<bool> {
-    let recipe = list.with_extension("recipe");
-    Ok(list.exists() && recipe.exists() && fs::read_to_string(recipe)? == PACKAGES)
+/// Makes the packages' archive, `packages.tar`, and returns the list of the packages with their hashes. Packages that
+/// were fetched for the same recipe are taken again, unless `update` asks for the archive's newest.
+fn fetch_packages(work: &Path, update: bool) -> Result<String> {
+    let list = work.join("packages.sha256");
+    let recipe = work.join("packages.recipe");
+    let wanted = format!("{SUITE}\n{PACKAGES}");
+    if update || fs::read_to_string(&recipe).ok().as_ref() != Some(&wanted) {
+        // Written again when all else is there, so that an interrupted run leaves nothing that looks whole.
+        remove_if_there(&recipe)?;
+        debian::fetch(SUITE, &lines(PACKAGES).collect::<Vec<_>>(), &work.join("packages.tar"), &list)?;
+        fs::write(&recipe, wanted)?;
+    }
+    Ok(fs::read_to_string(list)?)
 }
 
-/// Fetches and unpacks the packages into one archive, and lists them with their hashes.
-fn fetch_packages(archive: &Path, list: &Path) -> Result<()> {
-    let fresh = list.with_extension("new");
-    let fresh = fresh.to_str().context("the work folder's path isn't UTF-8")?;
-    ensure!(!fresh.contains(['\'', ' ']), "the work folder's path has blanks or quotes in it: {fresh}");
-    let fresh = std::path::absolute(fresh)?;
-    let packages = lines(PACKAGES).collect::<Vec<_>>().join(",");
-    let hook = format!("cd \"$1\"/var/cache/apt/archives && sha256sum *.deb > {}", fresh.display());
-    run(Command::new("mmdebstrap")
-        .env("SOURCE_DATE_EPOCH", EPOCH_SECONDS.to_string())
-        .args(["--quiet", "--variant=extract", "--format=tar", "--components=main"])
-        .arg(format!("--include={packages}"))
-        .arg(format!("--extract-hook={hook}"))
-        .arg(SUITE)
-        .arg(archive))?;
-    fs::rename(fresh, list)?;
-    fs::write(list.with_extension("recipe"), PACKAGES)?;
-    Ok(())
+/// Makes `root.erofs` and `vmlinux`, unless they are there already from the same packages and recipe. Returns the tree
+/// that the root was packed from.
+fn make_root(work: &Path, list: &str) -> Result<PathBuf> {
+    let tree = work.join("root");
+    let stamp = work.join("root.sha256");
+    let wanted = ROOT_RECIPE
+        .iter()
+        .chain([&list])
+        .fold(Sha256::new(), |hash, part| hash.chain_update(part.len().to_le_bytes()).chain_update(part));
+    let wanted: String = wanted.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+    if fs::read_to_string(&stamp).ok().as_ref() == Some(&wanted) {
+        return Ok(tree);
+    }
+    remove_if_there(&stamp)?;
+    root::arrange(&work.join("packages.tar"), &tree)?;
+    let release = modules::release(&tree)?;
+    kernel::unpack(&work.join("boot").join(format!("vmlinuz-{release}")), &work.join("vmlinux"))?;
+    root::pack(&tree, &work.join("root.erofs"))?;
+    fs::write(stamp, wanted)?;
+    Ok(tree)
+}
+
+fn remove_if_there(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
 }
 
 /// Builds PID 1 of the guest, and makes sure that it needs no library.
 fn dorm_init() -> Result<PathBuf> {
     const TARGET: &str = "x86_64-unknown-linux-gnu";
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let target = Path::new("target");
+    let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let target = env::var_os("CARGO_TARGET_DIR").map_or_else(|| PathBuf::from("target"), PathBuf::from);
     run(Command::new(cargo)
-        .env("CARGO_TARGET_DIR", target)
-        .env("RUSTFLAGS", "-C target-feature=+crt-static")
-        .args([
-            "build",
-            "--locked",
-            "--quiet",
-            "--profile",
-            "guest",
-            "--target",
-            TARGET,
-            "--package",
-            "dorm-init",
-        ]))?;
+        .env("CARGO_TARGET_DIR", &target)
+        .env("CARGO_ENCODED_RUSTFLAGS", rustc_flags()?)
+        .args(["build", "--locked", "--quiet", "--profile", "guest"])
+        .args(["--target", TARGET, "--package", "dorm-init"]))?;
     let program = target.join(TARGET).join("guest/dorm-init");
     kernel::ensure_static(&fs::read(&program)?)?;
     Ok(program)
+}
+
+/// Flags for a static program that doesn't tell where it was built.
+fn rustc_flags() -> Result<String> {
+    let home = || Some(PathBuf::from(env::var_os("HOME")?).join(".cargo"));
+    let cargo_home = env::var_os("CARGO_HOME").map(PathBuf::from).or_else(home);
+    let project = env::current_dir().context("can't tell where the project is")?;
+    let places = [(Some(project), "/dormouse"), (cargo_home, "/cargo")];
+    let remaps = places
+        .into_iter()
+        .filter_map(|(from, to)| Some(format!("--remap-path-prefix={}={to}", from?.to_str()?)));
+    let flags: Vec<_> = iter::once("-Ctarget-feature=+crt-static".to_owned()).chain(remaps).collect();
+    Ok(flags.join("\x1f"))
 }
 
 fn manifest(built: &Path, kernel: String, list: &str) -> Result<Manifest> {
@@ -127,5 +162,33 @@ fn manifest(built: &Path, kernel: String, list: &str) -> Result<Manifest> {
     for name in ["vmlinux", "initramfs", "root.erofs"] {
         files.insert(name.to_owned(), hash_file(&built.join(name))?);
     }
-    Ok(Manifest { format: MANIFEST_FORMAT, kernel, engine, files, packages })
+    let api = api_version(&engine)?.to_owned();
+    Ok(Manifest { format: MANIFEST_FORMAT, kernel, engine, api, files, packages })
+}
+
+/// The newest version of the Docker API that an engine speaks (Docker's documentation, "API version matrix").
+fn api_version(engine: &str) -> Result<&'static str> {
+    let release: Vec<_> = engine.splitn(3, '.').take(2).collect();
+    Ok(match release.join(".").as_str() {
+        "26.0" | "26.1" => "1.45",
+        "27.0" | "27.1" => "1.46",
+        "27.2" | "27.3" | "27.4" | "27.5" => "1.47",
+        _ => bail!("it isn't known here which API the engine {engine} speaks"),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_api_of_the_engine_is_known_by_its_release() {
+        assert_eq!(api_version("26.1.5+dfsg1-9+b1").unwrap(), "1.45");
+        assert!(api_version("2.6").is_err());
+    }
+
+    #[test]
+    fn comments_and_empty_lines_of_a_recipe_are_left_out() {
+        assert!(lines("# a\n\n  b  \nc\n").eq(["b", "c"]));
+    }
 }

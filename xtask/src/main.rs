@@ -1,6 +1,7 @@
 //! What the project makes beside its programs. Run as `cargo xtask COMMAND`.
 
 mod busybox_image;
+mod debian;
 mod guest_image;
 mod shell;
 
@@ -8,6 +9,8 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
+use rustix::fs::Mode;
+use rustix::process::umask;
 
 #[derive(Parser)]
 #[command(about = "What the project makes beside its programs")]
@@ -39,6 +42,8 @@ enum Command {
 }
 
 fn main() -> Result<()> {
+    // Files' modes are a part of what is made.
+    umask(Mode::from_raw_mode(0o022));
     match Arguments::parse().command {
         Command::GuestImage { out, work, update } => guest_image::build(&out, &work, update),
         Command::BusyboxImage { out } => busybox_image::build(&out),

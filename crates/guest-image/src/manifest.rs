@@ -20,6 +20,8 @@ pub struct Manifest {
     pub kernel: String,
     /// The engine's package version.
     pub engine: String,
+    /// The newest version of the Docker API that the engine speaks.
+    pub api: String,
     /// Each file's size and hash, by name.
     pub files: BTreeMap<String, FileEntry>,
     /// Hash of each Debian package, by the name of its file.

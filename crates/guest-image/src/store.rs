@@ -354,6 +354,7 @@ mod tests {
             format: MANIFEST_FORMAT,
             kernel: "6".into(),
             engine: "26".into(),
+            api: "1.45".into(),
             files,
             packages: BTreeMap::new(),
         };

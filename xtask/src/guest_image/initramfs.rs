@@ -4,14 +4,26 @@ use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::{Context, Result};
 use cpio::newc::{Builder, ModeFileType, trailer};
 
 use super::EPOCH_SECONDS;
+use crate::shell::run;
 
-/// Writes the archive. `modules` are absolute paths in the guest, found below `tree` here.
-pub(super) fn write(archive: &Path, dorm_init: &Path, tree: &Path, modules: &[PathBuf]) -> Result<()> {
+/// Writes the archive, packed. `modules` are absolute paths in the guest, found below `tree` here.
+pub(super) fn write(initramfs: &Path, dorm_init: &Path, tree: &Path, modules: &[PathBuf]) -> Result<()> {
+    let archive = initramfs.with_extension("cpio");
+    write_archive(&archive, dorm_init, tree, modules)?;
+    // One thread, since the number of threads shows in the bytes.
+    run(Command::new("zstd")
+        .args(["-19", "--single-thread", "--quiet", "--rm", "-o"])
+        .arg(initramfs)
+        .arg(archive))
+}
+
+fn write_archive(archive: &Path, dorm_init: &Path, tree: &Path, modules: &[PathBuf]) -> Result<()> {
     let mut out = Archive { out: BufWriter::new(File::create(archive)?), inode: 0, folders: BTreeSet::new() };
     // Mount points, and the console that the kernel gives to PID 1.
     for folder in ["dev", "proc", "sys", "root"] {

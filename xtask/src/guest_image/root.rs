@@ -7,7 +7,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 
-use super::{CONTAINERD, DROP, EPOCH_SECONDS, MODULES_BOOT, MODULES_DROP, lines, modules};
+use super::{CONTAINERD, DROP, EPOCH_SECONDS, MODULES_BOOT, MODULES_DROP, MODULES_ENGINE, lines, modules};
 use crate::shell::run;
 
 /// What the engine tells of its system.
@@ -23,7 +23,7 @@ pub(super) fn arrange(archive: &Path, tree: &Path) -> Result<()> {
     }
     fs::create_dir_all(tree)?;
     run(Command::new("tar")
-        .args(["--extract", "--no-same-owner", "--exclude=./dev/*", "--file"])
+        .args(["--extract", "--no-same-owner", "--preserve-permissions", "--exclude=./dev/*", "--file"])
         .arg(archive)
         .arg("--directory")
         .arg(tree))?;
@@ -149,6 +149,7 @@ fn unpack_modules(tree: &Path) -> Result<()> {
     }
     run(Command::new("find").arg(&folder).args(["-name", "*.ko.xz", "-exec", "xz", "-d", "-q", "{}", "+"]))?;
     run(Command::new("depmod").arg("-b").arg(tree.join("usr")).arg(&release))?;
+    modules::load_order(tree, &release, lines(MODULES_ENGINE)).context("the engine needs all its modules")?;
     let order = modules::load_order(tree, &release, lines(MODULES_BOOT))?;
     let list: String = order.iter().map(|file| format!("{}\n", file.display())).collect();
     fs::create_dir_all(tree.join("usr/lib/dormouse"))?;

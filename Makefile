@@ -1,13 +1,14 @@
 # The two commands of a fresh machine are `make demo` and `make test`; see README.md and TESTING.md.
 
-.PHONY: guest-image test lint unit
+.PHONY: demo test lint unit vm guest-image packages
 
-# What VMs boot from, in build/images; see guest/README.md.
-guest-image:
-	scripts/install-packages build
-	cargo xtask guest-image
+demo: packages
+	cargo build --locked --release
+	$(MAKE) guest-image
+	scripts/install-clients
+	scripts/demo
 
-test: lint unit
+test: packages lint unit vm
 
 lint:
 	cargo fmt --all -- --check
@@ -15,4 +16,17 @@ lint:
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps --document-private-items --quiet
 
 unit:
-	cargo test --locked --workspace
+	cargo test --locked --workspace --exclude dormouse-vm-tests
+
+# Real VMs, one test at a time: two at once take longer than one after the other under emulation.
+vm: guest-image
+	scripts/install-clients
+	cargo build --locked --workspace
+	cargo test --locked --package dormouse-vm-tests -- --test-threads=1
+
+guest-image:
+	cargo xtask guest-image
+	cargo xtask busybox-image
+
+packages:
+	scripts/install-packages build run test

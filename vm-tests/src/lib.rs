@@ -69,7 +69,8 @@ impl Home {
         let image = ImageStore::new(images()).newest()?;
         let cache_dir = self.folder.path().join("cache");
         std::fs::create_dir_all(&cache_dir)?;
-        let options = ProbeOptions { qemu: None, passt: None, frame_filter: None, cache_dir, kvm: KvmPolicy::Never };
+        let options =
+            ProbeOptions { qemu: None, passt: None, frame_filter: None, cache_dir, kvm: KvmPolicy::Never };
         let qemu = Qemu::probe(&options).await?;
         let config = VmConfig {
             session: "test".to_owned(),

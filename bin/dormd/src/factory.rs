@@ -33,7 +33,13 @@ impl Factory {
             let cache_dir = self.home.cache().to_owned();
             std::fs::create_dir_all(&cache_dir)
                 .with_context(|| format!("can't make {}", cache_dir.display()))?;
-            let options = ProbeOptions { qemu: None, passt: None, frame_filter: None, cache_dir, kvm: KvmPolicy::IfItWorks };
+            let options = ProbeOptions {
+                qemu: None,
+                passt: None,
+                frame_filter: None,
+                cache_dir,
+                kvm: KvmPolicy::IfItWorks,
+            };
             let qemu = Qemu::probe(&options).await?;
             tracing::info!(version = ?qemu.version, acceleration = qemu.acceleration.name(), "QEMU probed");
             Ok(qemu)

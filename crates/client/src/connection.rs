@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use dormouse_api::{ApiError, ErrorCode};
+use dormouse_api::{ApiError, ErrorCode, Hold};
 use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::body::{Bytes, Incoming};
@@ -69,6 +69,22 @@ impl Endpoint {
     /// See [`ClientError`].
     pub async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
         self.call(Method::GET, path, &()).await
+    }
+
+    /// Sends a POST without a body and reads the answer.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn post<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
+        self.call(Method::POST, path, &()).await
+    }
+
+    /// Takes an operation token, which starts the VM if need be. It is gone when the connection is dropped.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn hold(&self, hold: &Hold) -> Result<Upgraded, ClientError> {
+        self.upgrade(Method::POST, "/v1/hold", hold, "dorm-hold").await
     }
 
     /// Sends `body` (none for `&()`) and reads the answer.

@@ -28,8 +28,9 @@ use crate::table::Table;
 #[derive(Parser)]
 #[command(about = "Keeps a user's sessions and makes their VMs; `dorm` starts it", version)]
 struct Arguments {
-    /// A descriptor on which to say "ready" once it listens.
-    #[arg(long)]
+    /// A descriptor on which to say "ready" once it listens. None of the standard ones: it is closed afterwards, and
+    /// what is opened next would take its number and be lost to our children.
+    #[arg(long, value_parser = clap::value_parser!(RawFd).range(3..))]
     ready_fd: Option<RawFd>,
 }
 

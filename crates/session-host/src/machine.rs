@@ -41,9 +41,9 @@ pub trait Factory: Send + Sync + 'static {
 
 /// What the owner has done for it. Nothing here waits: results come back through the inbox.
 pub trait Machines: Send + 'static {
-    /// Makes a VM and brings it up. Ends in [`Message::Ready`], `StartFailed` or `VmExited`.
+    /// Makes a VM and brings it up. Ends in `Ready`, `StartFailed` or `VmExited`.
     fn start(&mut self, generation: Generation, bound: Duration);
-    /// Looks for the VM that an earlier host left up. Ends in [`Message::Ready`] or `VmExited`.
+    /// Looks for the VM that an earlier host left up. Ends in `Ready` or `VmExited`.
     fn adopt(&mut self, generation: Generation, bound: Duration);
     /// Gives a bring-up up.
     fn cancel(&mut self, generation: Generation);

@@ -6,7 +6,7 @@
 //! ```
 //!
 //! A VM belongs to no process: its sockets listen in the session's runtime directory, its record says how to find it,
-//! and whoever needs it connects, or [`adopt`]s it after its former keeper is gone. A VM that was just made doesn't
+//! and whoever needs it connects, or [`adopt()`]s it after its former keeper is gone. A VM that was just made doesn't
 //! run: its host connects to the console and the ports, then says [`Vm::cont`].
 
 pub mod address;

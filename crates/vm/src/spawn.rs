@@ -5,7 +5,7 @@
 //! ```
 //!
 //! Whatever fails, or is given up by dropping the future, takes back everything that was made. A factory that is
-//! killed leaves a record, by which the next one finds what there is: see [`crate::adopt`].
+//! killed leaves a record, by which the next one finds what there is: see [`crate::adopt()`].
 
 use std::io;
 use std::os::fd::OwnedFd;

@@ -27,6 +27,9 @@ use crate::owner::{Inbox, Message};
 /// A bring-up that makes no progress for so long has failed.
 const PROGRESS_WITHIN: Duration = Duration::from_secs(60);
 
+/// A VM whose channel has ended is gone within this time, or lives on without one.
+const EXIT_WITHIN: Duration = Duration::from_secs(3);
+
 /// How much of an answer of the engine is read: a list of very many containers.
 const ANSWER_BYTES_MAX: u64 = 64 * 1024 * 1024;
 
@@ -240,8 +243,12 @@ impl<F: Factory> BringUp<F> {
                 self.shared.inbox.send(Message::Ready { generation, agent: agent.clone() });
                 let changes =
                     tokio::spawn(follow_containers(agent.clone(), self.shared.inbox.clone(), generation));
-                self.follow_engine(watch, &agent).await;
+                let reason = self.follow_engine(watch, &agent).await;
                 changes.abort();
+                // A VM that ends takes its channel along, and its exit says more. One that lives on has lost its engine.
+                if timeout(EXIT_WITHIN, pump).await.is_err() {
+                    self.tell(Event::EngineDied { generation, reason: reason.into() });
+                }
             }
             Err(reason) => {
                 let last = self
@@ -332,8 +339,8 @@ impl<F: Factory> BringUp<F> {
         }
     }
 
-    /// Tells when the engine dies for good; ends with the channel.
-    async fn follow_engine(&self, mut watch: Watch, agent: &Agent) {
+    /// Tells when the engine dies for good; ends with the channel, and says why that ended.
+    async fn follow_engine(&self, mut watch: Watch, agent: &Agent) -> String {
         let generation = self.generation;
         loop {
             match watch.next().await {
@@ -344,11 +351,7 @@ impl<F: Factory> BringUp<F> {
                     tracing::warn!(generation = generation.0, details, "the engine is being restarted");
                 }
                 Ok(_) => {}
-                Err(_) => {
-                    let reason = agent.closed().await;
-                    self.tell(Event::EngineDied { generation, reason: reason.into() });
-                    return;
-                }
+                Err(_) => return agent.closed().await,
             }
         }
     }

@@ -8,33 +8,27 @@
 //! Every step runs in a task of its own and ends in a message to the owner. A start that is cancelled, or whose VM
 //! ends, is over at once, wherever it is.
 
+mod bring_up;
+mod census;
+
 use std::future::Future;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
-use dormouse_agent_proto::{Answer, EngineState, GuestEvent, Nonce, Target};
-use dormouse_lifecycle::{Ask, Census, ContainerState, Event, Exit, Generation, SnapshotFate, StartHow};
-use dormouse_mux::{Agent, Limits, Mux, Watch};
-use dormouse_vm::{Console, ExitCause, Vm, VmEvent, VmEvents, VmExit, VmRecord};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use dormouse_lifecycle::{Ask, Event, Generation, StartHow};
+use dormouse_mux::Agent;
+use dormouse_vm::{Console, Vm};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
+use self::bring_up::{BringUp, Origin};
+pub(crate) use self::census::census;
 use crate::owner::{Inbox, Message};
 
 /// A bring-up that makes no progress for so long has failed.
 const PROGRESS_WITHIN: Duration = Duration::from_secs(60);
-
-/// A VM whose channel has ended is gone within this time, or lives on without one.
-const EXIT_WITHIN: Duration = Duration::from_secs(3);
-
-/// How much of an answer of the engine is read: a list of very many containers.
-const ANSWER_BYTES_MAX: u64 = 64 * 1024 * 1024;
-
-/// How many of the console's lines go into an error.
-const LAST_LINES: usize = 12;
 
 /// Makes VMs. The request names the session and the generation, and nothing else.
 pub trait Factory: Send + Sync + 'static {
@@ -183,269 +177,6 @@ impl<F: Factory> Machines for Qemus<F> {
 
     fn console(&self) -> watch::Receiver<Option<Arc<Console>>> {
         self.shared.console.subscribe()
-    }
-}
-
-/// Where a VM comes from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Origin {
-    /// The factory makes it.
-    Made,
-    /// An earlier host left it.
-    Left,
-}
-
-struct BringUp<F> {
-    shared: Arc<Shared<F>>,
-    generation: Generation,
-    cancel: CancellationToken,
-    vm: watch::Sender<Option<Arc<Vm>>>,
-    agent: watch::Sender<Option<Agent>>,
-}
-
-impl<F: Factory> BringUp<F> {
-    async fn run(self, origin: Origin, deadline: Instant) {
-        let generation = self.generation;
-        if origin == Origin::Made
-            && let Err(reason) = self.shared.factory.make(generation.0).await
-        {
-            return self.failed(reason);
-        }
-        let (vm, events) = match self.find().await {
-            Ok(Some(found)) => found,
-            Ok(None) if origin == Origin::Left => {
-                let details = "it was gone when its new host looked for it".into();
-                return self.tell(Event::VmExited { generation, exit: Exit::Unknown(details) });
-            }
-            Ok(None) => return self.failed("QEMU ended at once".to_owned()),
-            Err(reason) => return self.failed(reason),
-        };
-        self.vm.send_replace(Some(Arc::clone(&vm)));
-        if self.cancel.is_cancelled() {
-            vm.kill();
-        }
-        let greeted = CancellationToken::new();
-        let pump = tokio::spawn(pump(
-            events,
-            Arc::clone(&vm),
-            self.shared.inbox.clone(),
-            generation,
-            greeted.clone(),
-        ));
-        let outcome = tokio::select! {
-            outcome = self.greet(&vm, origin, deadline) => outcome,
-            () = self.cancel.cancelled() => Err("it was called off".to_owned()),
-        };
-        match outcome {
-            Ok((agent, watch)) => {
-                greeted.cancel();
-                self.agent.send_replace(Some(agent.clone()));
-                self.shared.inbox.send(Message::Ready { generation, agent: agent.clone() });
-                let changes =
-                    tokio::spawn(follow_containers(agent.clone(), self.shared.inbox.clone(), generation));
-                let reason = self.follow_engine(watch, &agent).await;
-                changes.abort();
-                // A VM that ends takes its channel along, and its exit says more. One that lives on has lost its engine.
-                if timeout(EXIT_WITHIN, pump).await.is_err() {
-                    self.tell(Event::EngineDied { generation, reason: reason.into() });
-                }
-            }
-            Err(reason) => {
-                let last = self
-                    .shared
-                    .console
-                    .borrow()
-                    .as_ref()
-                    .map(|console| console.last_lines(LAST_LINES).join("\n"));
-                vm.kill();
-                // Whoever is told of the failure may at once make another VM: so this one is gone before.
-                let exit = pump.await.ok().flatten();
-                let reason = exit.map_or(reason.clone(), |exit| match exit.cause {
-                    ExitCause::Unknown => reason,
-                    _ => exit.details,
-                });
-                let reason = match last {
-                    Some(last) if !last.is_empty() => format!("{reason}; the console's last lines:\n{last}"),
-                    _ => reason,
-                };
-                self.failed(reason);
-            }
-        }
-    }
-
-    fn failed(&self, reason: String) {
-        tracing::warn!(generation = self.generation.0, reason, "no VM");
-        let generation = self.generation;
-        self.tell(Event::StartFailed { generation, reason: reason.into(), snapshot: SnapshotFate::Void });
-    }
-
-    fn tell(&self, event: Event) {
-        self.shared.inbox.send(Message::Event(event));
-    }
-
-    fn step(&self, step: &str) {
-        self.tell(Event::VmProgress { generation: self.generation, step: step.into() });
-    }
-
-    async fn find(&self) -> Result<Option<(Arc<Vm>, VmEvents)>, String> {
-        let folder = &self.shared.runtime_dir;
-        let record = VmRecord::read(folder).map_err(|error| error.to_string())?;
-        let Some(record) = record.filter(|record| record.generation == self.generation.0) else {
-            return Ok(None);
-        };
-        let found =
-            Vm::connect(record, folder).await.map_err(|error| format!("can't connect to QEMU: {error}"))?;
-        Ok(found.map(|(vm, events)| (Arc::new(vm), events)))
-    }
-
-    /// From a VM that QMP answers for to an engine that lists its containers.
-    async fn greet(&self, vm: &Vm, origin: Origin, deadline: Instant) -> Result<(Agent, Watch), String> {
-        let lost = |what: &str, error: &dyn std::fmt::Display| format!("{what}: {error}");
-        let console = vm.console().await.map_err(|error| lost("can't connect to the console", &error))?;
-        self.shared.console.send_replace(Some(Arc::new(console)));
-        if origin == Origin::Made {
-            vm.cont().await.map_err(|error| lost("the VM doesn't run", &error))?;
-        }
-        self.step("kernel");
-        let mut port = vm.agent().await.map_err(|error| lost("can't connect to the agent", &error))?;
-        let mut random = [0; 16];
-        rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())
-            .map_err(|error| error.to_string())?;
-        let nonce = Nonce(u128::from_ne_bytes(random));
-        let greet_by = deadline.min(Instant::now() + PROGRESS_WITHIN);
-        dormouse_mux::connect(&mut port, nonce, greet_by).await.map_err(|error| error.to_string())?;
-        let agent = Agent::new(Mux::client(port, Limits::AGENT));
-        let hello = agent.hello(&nonce.to_string()).await.map_err(|error| error.to_string())?;
-        let Answer::Hello { .. } = hello else { return Err("the guest's hello makes no sense".to_owned()) };
-        let nanos = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
-        let nanos = u64::try_from(nanos).unwrap_or(u64::MAX);
-        agent.set_clock(nanos).await.map_err(|error| error.to_string())?;
-        let mut watch = agent.watch().await.map_err(|error| error.to_string())?;
-        loop {
-            let until = deadline.min(Instant::now() + PROGRESS_WITHIN);
-            let event = tokio::time::timeout_at(until, watch.next()).await;
-            let event = event
-                .map_err(|_| "the guest made no progress".to_owned())?
-                .map_err(|error| error.to_string())?;
-            match event {
-                GuestEvent::Step { name, .. } => self.step(&name),
-                GuestEvent::Engine(EngineState::Ready) => return Ok((agent, watch)),
-                GuestEvent::Engine(EngineState::Dead { details }) => {
-                    return Err(format!("the engine did not start: {details}"));
-                }
-                GuestEvent::Engine(_) => {}
-                GuestEvent::Warning(warning) => tracing::warn!(warning, "from the guest"),
-            }
-        }
-    }
-
-    /// Tells when the engine dies for good; ends with the channel, and says why that ended.
-    async fn follow_engine(&self, mut watch: Watch, agent: &Agent) -> String {
-        let generation = self.generation;
-        loop {
-            match watch.next().await {
-                Ok(GuestEvent::Engine(EngineState::Dead { details })) => {
-                    self.tell(Event::EngineDied { generation, reason: details.into() });
-                }
-                Ok(GuestEvent::Engine(EngineState::Restarting { details })) => {
-                    tracing::warn!(generation = generation.0, details, "the engine is being restarted");
-                }
-                Ok(_) => {}
-                Err(_) => return agent.closed().await,
-            }
-        }
-    }
-}
-
-/// Passes a VM's events on until it is gone, and then removes what it leaves. An exit before the guest was greeted is a
-/// failed start, which its bring-up tells: the exit is returned instead.
-async fn pump(
-    mut events: VmEvents,
-    vm: Arc<Vm>,
-    inbox: Inbox,
-    generation: Generation,
-    greeted: CancellationToken,
-) -> Option<VmExit> {
-    loop {
-        let event = match events.next().await {
-            VmEvent::Exited(exit) => {
-                // Only now is the record nobody's: the same order as in `Vm::remove`, which wants the VM for itself.
-                vm.discard().await;
-                if !greeted.is_cancelled() {
-                    return Some(exit);
-                }
-                inbox.send(Message::Event(Event::VmExited { generation, exit: classify(&exit) }));
-                return None;
-            }
-            VmEvent::PausedByDisk { reason, .. } => Event::VmPaused { generation, reason: reason.into() },
-            VmEvent::Resumed => Event::VmResumed { generation },
-            VmEvent::Stopped | VmEvent::AgentPort { .. } | VmEvent::PortsPort { .. } => continue,
-        };
-        inbox.send(Message::Event(event));
-    }
-}
-
-fn classify(exit: &VmExit) -> Exit {
-    match exit.cause {
-        ExitCause::GuestShutdown => Exit::GuestShutdown,
-        ExitCause::HostQuit
-        | ExitCause::HostSignal
-        | ExitCause::GuestPanic
-        | ExitCause::GuestReset
-        | ExitCause::Unknown => Exit::Crashed(exit.details.as_str().into()),
-    }
-}
-
-/// Asks the engine for all containers and counts them.
-pub(crate) async fn census(agent: &Agent) -> Result<Census, String> {
-    #[derive(serde::Deserialize)]
-    #[serde(rename_all = "PascalCase")]
-    struct Container {
-        state: String,
-    }
-    let mut stream = agent.dial(Target::Engine).await.map_err(|error| error.to_string())?;
-    let request = "GET /containers/json?all=1 HTTP/1.0\r\nHost: docker\r\n\r\n";
-    stream.write_all(request.as_bytes()).await.map_err(|error| error.to_string())?;
-    let mut answer = Vec::new();
-    stream.take(ANSWER_BYTES_MAX).read_to_end(&mut answer).await.map_err(|error| error.to_string())?;
-    let head =
-        answer.windows(4).position(|window| window == b"\r\n\r\n").ok_or("the engine's answer broke off")?;
-    if !answer.starts_with(b"HTTP/1.0 200") {
-        return Err("the engine refused to list its containers".to_owned());
-    }
-    let containers: Vec<Container> = serde_json::from_slice(&answer[head + 4..])
-        .map_err(|error| format!("the engine's answer makes no sense: {error}"))?;
-    // A state that isn't known here may be one that works.
-    Ok(Census::of(containers.iter().map(|container| match container.state.as_str() {
-        "created" => ContainerState::Created,
-        "paused" => ContainerState::Paused,
-        "restarting" => ContainerState::Restarting,
-        "removing" => ContainerState::Removing,
-        "exited" => ContainerState::Exited,
-        "dead" => ContainerState::Dead,
-        _ => ContainerState::Running,
-    })))
-}
-
-/// Recounts whenever the engine says that something happened to a container. Ends with the engine's stream: the count
-/// before a sleep is asked for anew in any case.
-async fn follow_containers(agent: Agent, inbox: Inbox, generation: Generation) {
-    let request =
-        "GET /events?filters=%7B%22type%22%3A%5B%22container%22%5D%7D HTTP/1.0\r\nHost: docker\r\n\r\n";
-    loop {
-        let Ok(mut stream) = agent.dial(Target::Engine).await else { return };
-        if stream.write_all(request.as_bytes()).await.is_err() {
-            return;
-        }
-        let mut buffer = [0; 16 * 1024];
-        // The first bytes are the answer's head: a count then makes up for what happened before the subscription.
-        while let Ok(1..) = stream.read(&mut buffer).await {
-            if let Ok(census) = census(&agent).await {
-                inbox.send(Message::Event(Event::ContainersChanged { generation, census }));
-            }
-        }
-        // dockerd was restarted; its socket comes back, or the channel ends.
-        tokio::time::sleep(Duration::from_millis(200)).await;
     }
 }
 

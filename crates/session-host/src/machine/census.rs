@@ -1,0 +1,66 @@
+//! What runs in a guest, as its engine counts it.
+
+use std::time::Duration;
+
+use dormouse_agent_proto::Target;
+use dormouse_lifecycle::{Census, ContainerState, Event, Generation};
+use dormouse_mux::Agent;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use crate::owner::{Inbox, Message};
+
+/// How much of an answer of the engine is read: a list of very many containers.
+const ANSWER_BYTES_MAX: u64 = 64 * 1024 * 1024;
+
+/// Asks the engine for all containers and counts them.
+pub(crate) async fn census(agent: &Agent) -> Result<Census, String> {
+    #[derive(serde::Deserialize)]
+    #[serde(rename_all = "PascalCase")]
+    struct Container {
+        state: String,
+    }
+    let mut stream = agent.dial(Target::Engine).await.map_err(|error| error.to_string())?;
+    let request = "GET /containers/json?all=1 HTTP/1.0\r\nHost: docker\r\n\r\n";
+    stream.write_all(request.as_bytes()).await.map_err(|error| error.to_string())?;
+    let mut answer = Vec::new();
+    stream.take(ANSWER_BYTES_MAX).read_to_end(&mut answer).await.map_err(|error| error.to_string())?;
+    let head =
+        answer.windows(4).position(|window| window == b"\r\n\r\n").ok_or("the engine's answer broke off")?;
+    if !answer.starts_with(b"HTTP/1.0 200") {
+        return Err("the engine refused to list its containers".to_owned());
+    }
+    let containers: Vec<Container> = serde_json::from_slice(&answer[head + 4..])
+        .map_err(|error| format!("the engine's answer makes no sense: {error}"))?;
+    // A state that isn't known here may be one that works.
+    Ok(Census::of(containers.iter().map(|container| match container.state.as_str() {
+        "created" => ContainerState::Created,
+        "paused" => ContainerState::Paused,
+        "restarting" => ContainerState::Restarting,
+        "removing" => ContainerState::Removing,
+        "exited" => ContainerState::Exited,
+        "dead" => ContainerState::Dead,
+        _ => ContainerState::Running,
+    })))
+}
+
+/// Recounts whenever the engine says that something happened to a container. Ends with the engine's stream: the count
+/// before a sleep is asked for anew in any case.
+pub(super) async fn follow_containers(agent: Agent, inbox: Inbox, generation: Generation) {
+    let request =
+        "GET /events?filters=%7B%22type%22%3A%5B%22container%22%5D%7D HTTP/1.0\r\nHost: docker\r\n\r\n";
+    loop {
+        let Ok(mut stream) = agent.dial(Target::Engine).await else { return };
+        if stream.write_all(request.as_bytes()).await.is_err() {
+            return;
+        }
+        let mut buffer = [0; 16 * 1024];
+        // The first bytes are the answer's head: a count then makes up for what happened before the subscription.
+        while let Ok(1..) = stream.read(&mut buffer).await {
+            if let Ok(census) = census(&agent).await {
+                inbox.send(Message::Event(Event::ContainersChanged { generation, census }));
+            }
+        }
+        // dockerd was restarted; its socket comes back, or the channel ends.
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+}

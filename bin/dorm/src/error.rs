@@ -2,55 +2,117 @@
 
 use std::fmt;
 use std::io;
+use std::process::ExitCode;
 
-use dormouse_api::ApiError;
+use dormouse_api::{ApiError, ErrorCode};
 use dormouse_client::{ClientError, HomeError, ServiceStartError};
+
+/// What a command comes to: its exit status, or why it failed.
+pub(crate) type Done = Result<u8, Failure>;
+
+/// The status of a command that did what it was asked for.
+pub(crate) const SUCCESS: u8 = 0;
+
+/// The status of a command that did not.
+pub(crate) const FAILED: u8 = 1;
 
 /// Why a command failed.
 #[derive(Debug)]
 pub(crate) enum Failure {
-    /// The service said no, or can't be reached.
-    Api(ApiError),
-    /// Something on this side.
-    Local(String),
-    /// Nobody reads our output any more.
+    /// What there is to say of it.
+    Said(Box<Said>),
+    /// Nobody reads our output any more: nothing is left to say.
     BrokenPipe,
 }
 
-impl fmt::Display for Failure {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Api(error) => {
-                write!(f, "error: {}", error.message)?;
-                if let Some(details) = &error.details {
-                    write!(f, "\n{details}")?;
-                }
-                match &error.hint {
-                    Some(hint) => write!(f, "\n\nhint: {hint}"),
-                    None => Ok(()),
-                }
-            }
-            Self::Local(message) => write!(f, "error: {message}"),
-            Self::BrokenPipe => f.write_str("error: nobody reads the output"),
+/// The words of a failure.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Said {
+    /// One line: what failed and why.
+    pub(crate) message: String,
+    /// What to try.
+    pub(crate) hint: Option<String>,
+    /// Longer evidence.
+    pub(crate) details: Option<String>,
+    /// The process's exit status.
+    pub(crate) code: u8,
+}
+
+impl Failure {
+    /// A failure in one line, with status 1.
+    pub(crate) fn new(message: impl fmt::Display) -> Self {
+        let message = message.to_string();
+        Self::Said(Box::new(Said { message, hint: None, details: None, code: FAILED }))
+    }
+
+    /// Adds what to try, unless there is a hint already.
+    #[must_use]
+    pub(crate) fn hint(mut self, hint: impl fmt::Display) -> Self {
+        if let Self::Said(said) = &mut self {
+            said.hint.get_or_insert_with(|| hint.to_string());
         }
+        self
+    }
+
+    /// Reports it and gives the process's status.
+    pub(crate) fn exit(&self) -> ExitCode {
+        match self {
+            Self::Said(said) => {
+                eprintln!("{said}");
+                ExitCode::from(said.code)
+            }
+            // Whoever reads our output has read enough.
+            Self::BrokenPipe => ExitCode::SUCCESS,
+        }
+    }
+}
+
+impl fmt::Display for Said {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "error: {}", self.message)?;
+        if let Some(details) = &self.details {
+            write!(f, "\n{details}")?;
+        }
+        match &self.hint {
+            Some(hint) => write!(f, "\nhint: {hint}"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl From<ApiError> for Failure {
+    fn from(error: ApiError) -> Self {
+        let hint = error.hint.or_else(|| usual_hint(error.code).map(str::to_owned));
+        Self::Said(Box::new(Said { message: error.message, hint, details: error.details, code: FAILED }))
+    }
+}
+
+/// What to try where the service had no better idea.
+fn usual_hint(code: ErrorCode) -> Option<&'static str> {
+    match code {
+        ErrorCode::NotFound => Some("`dorm session ls` lists what there is"),
+        ErrorCode::StartFailed => Some("`dorm doctor` looks for what is missing"),
+        ErrorCode::Crashed => Some("`dorm session inspect` tells why; the next command starts a new VM"),
+        ErrorCode::Terminated => Some("`dorm session start` opens it again"),
+        _ => None,
     }
 }
 
 impl From<ClientError> for Failure {
     fn from(error: ClientError) -> Self {
-        Self::Api(error.into_api())
+        error.into_api().into()
     }
 }
 
 impl From<HomeError> for Failure {
     fn from(error: HomeError) -> Self {
-        Self::Local(error.to_string())
+        Self::new(error)
     }
 }
 
 impl From<ServiceStartError> for Failure {
     fn from(error: ServiceStartError) -> Self {
-        Self::Local(error.to_string())
+        Self::new(error).hint("`dorm doctor` looks for what is missing")
     }
 }
 
@@ -58,7 +120,25 @@ impl From<io::Error> for Failure {
     fn from(error: io::Error) -> Self {
         match error.kind() {
             io::ErrorKind::BrokenPipe => Self::BrokenPipe,
-            _ => Self::Local(error.to_string()),
+            _ => Self::new(error),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failure_is_one_line_and_a_hint_and_the_first_hint_stays() {
+        let failure = Failure::new("no").hint("try this").hint("or that");
+        let Failure::Said(said) = failure else { panic!("it has words") };
+        assert_eq!(said.to_string(), "error: no\nhint: try this");
+    }
+
+    #[test]
+    fn a_closed_pipe_is_no_failure() {
+        let failure = Failure::from(io::Error::from(io::ErrorKind::BrokenPipe));
+        assert!(matches!(failure, Failure::BrokenPipe));
     }
 }

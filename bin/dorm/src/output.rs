@@ -1,0 +1,18 @@
+//! Results go to standard output, everything else to standard error.
+
+use std::io::{self, Write};
+
+use serde::Serialize;
+
+use crate::error::{Done, Failure, SUCCESS};
+
+/// Prints one line of a result.
+pub(crate) fn print(text: impl AsRef<str>) -> Done {
+    writeln!(io::stdout(), "{}", text.as_ref())?;
+    Ok(SUCCESS)
+}
+
+/// Prints a result as indented JSON.
+pub(crate) fn print_json(value: &impl Serialize) -> Done {
+    print(serde_json::to_string_pretty(value).map_err(Failure::new)?)
+}

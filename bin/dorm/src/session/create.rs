@@ -1,0 +1,101 @@
+//! `dorm session create`.
+
+use std::io::Read;
+use std::path::PathBuf;
+
+use clap::Args;
+use dormouse_api::{CreateSession, IdleTimeout, SessionInfo, SessionName};
+use dormouse_client::first_line;
+use tokio::io::{AsyncReadExt, BufReader};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::context::Context;
+use crate::error::{Done, Failure, SUCCESS};
+use crate::output::print;
+use crate::value::size;
+
+#[derive(Args)]
+pub(crate) struct Create {
+    /// What to call it.
+    name: SessionName,
+    /// Where its disk lives.
+    #[arg(long, value_name = "PATH")]
+    storage: Option<PathBuf>,
+    /// The storage must be there already.
+    #[arg(long, requires = "storage")]
+    no_create: bool,
+    /// Its disk goes with the VM, which therefore never sleeps.
+    #[arg(long, conflicts_with = "storage")]
+    ephemeral: bool,
+    /// Print the name and stay: the session ends with this command, or with its standard input.
+    #[arg(long, conflicts_with = "storage")]
+    temporary: bool,
+    /// Virtual CPUs.
+    #[arg(long, value_name = "N")]
+    cpus: Option<u32>,
+    /// RAM, e.g. 2G.
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    memory: Option<u64>,
+    /// Size of the disk, e.g. 64G; it takes only what is used.
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    storage_size: Option<u64>,
+    /// Seconds from the last use to the sleep, or "never".
+    #[arg(long, value_name = "SECONDS", default_value_t)]
+    idle_timeout: IdleTimeout,
+    /// Longest start of a VM, in seconds.
+    #[arg(long, value_name = "SECONDS")]
+    boot_timeout: Option<u64>,
+}
+
+impl From<Create> for CreateSession {
+    fn from(create: Create) -> Self {
+        Self {
+            storage: create.storage,
+            no_create: create.no_create,
+            ephemeral: create.ephemeral,
+            temporary: create.temporary,
+            cpus: create.cpus,
+            memory_mib: create.memory.map(|bytes| bytes >> 20),
+            storage_bytes: create.storage_size,
+            idle_timeout: create.idle_timeout,
+            boot_timeout_seconds: create.boot_timeout,
+            ..Self::named(create.name)
+        }
+    }
+}
+
+impl Create {
+    pub(crate) async fn run(mut self, context: &Context) -> Done {
+        if let Some(storage) = &mut self.storage {
+            *storage = std::path::absolute(&*storage)?;
+        }
+        let wish = CreateSession::from(self);
+        let service = context.service().await?;
+        if !wish.temporary {
+            return print(service.create(&wish).await?.name.as_str());
+        }
+        let mut life = BufReader::new(service.create_temporary(&wish).await?);
+        let info: SessionInfo = first_line(&mut life).await?;
+        print(info.name.as_str())?;
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut byte = [0];
+        tokio::select! {
+            _ = life.read(&mut byte) => Err(Failure::new("the service is gone, and the session with it")),
+            _ = input_ends() => Ok(SUCCESS),
+            _ = terminate.recv() => Ok(SUCCESS),
+            interrupted = tokio::signal::ctrl_c() => interrupted.map(|()| SUCCESS).map_err(Failure::from),
+        }
+    }
+}
+
+/// Waits until nobody writes to our standard input any more.
+async fn input_ends() {
+    let (ended, end) = tokio::sync::oneshot::channel();
+    // A thread of its own: a read can't be taken back, and the process must be able to end without it.
+    std::thread::spawn(move || {
+        let mut buffer = [0; 4096];
+        while let Ok(1..) = std::io::stdin().read(&mut buffer) {}
+        let _ = ended.send(());
+    });
+    let _ = end.await;
+}

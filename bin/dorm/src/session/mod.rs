@@ -1,0 +1,56 @@
+//! `dorm session`: make, look at and end sessions. One file per kind of command.
+
+mod create;
+mod list;
+mod logs;
+mod state;
+
+use clap::Subcommand;
+
+use crate::context::Context;
+use crate::error::Done;
+
+#[derive(Subcommand)]
+pub(crate) enum Session {
+    /// Make a session.
+    Create(create::Create),
+    /// List the sessions.
+    #[command(visible_alias = "list")]
+    Ls(list::List),
+    /// Tell everything of a session as JSON, without waking it.
+    Inspect(list::Inspect),
+    /// Open a session again that was terminated.
+    Start(state::Named),
+    /// End a session's life: its VM is shut down, requests are refused. Its storage stays.
+    Terminate(state::Named),
+    /// Terminate sessions, and remove them with their storage.
+    #[command(visible_alias = "remove")]
+    Rm(state::Remove),
+    /// Put a session's VM to sleep now, if nothing holds it awake.
+    Sleep(state::Named),
+    /// Print the value for DOCKER_HOST.
+    DockerHost(state::Named),
+    /// Print the log of a session's host, or the console of its VM.
+    Logs(logs::Logs),
+    /// Print what a session's VM did so far: starts, sleeps, crashes.
+    History(logs::History),
+    /// Wait for a state.
+    Wait(state::Wait),
+}
+
+/// Runs one of the commands under `dorm session`.
+pub(crate) async fn run(context: &Context, command: Session) -> Done {
+    match command {
+        Session::Create(create) => create.run(context).await,
+        Session::Ls(list) => list.run(context).await,
+        Session::Inspect(inspect) => inspect.run(context).await,
+        Session::Start(named) => state::start(context, named).await,
+        Session::Terminate(named) => state::terminate(context, named).await,
+        Session::Rm(remove) => remove.run(context).await,
+        Session::Sleep(named) => state::sleep(context, named).await,
+        Session::DockerHost(named) => state::docker_host(context, named).await,
+        Session::Logs(logs) => logs.run(context).await,
+        Session::History(history) => history.run(context).await,
+        Session::Wait(wait) => wait.run(context).await,
+    }
+}

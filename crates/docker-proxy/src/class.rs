@@ -1,34 +1,149 @@
-//! What an endpoint means for a VM's sleep: one line per class of endpoints.
+//! What an endpoint means for a VM's sleep: one line per class of endpoints, and nowhere else.
 
 /// What a request needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Class {
+    /// The engine, or the answer that it gave before it fell asleep: a read of what can't change while it sleeps.
+    Reads,
     /// The engine; the VM stays up until the answer is complete.
     Holds,
+    /// As `Holds`; its body may name paths of the host, and is looked at before anything is woken.
+    Mounts,
     /// The engine; the connection becomes a byte stream, and the VM stays up until both sides have ended it.
     Hijacks,
-    /// The engine to begin with; the open stream then keeps nothing awake.
+    /// The engine; an answer that was silent for [`crate::QUIET_AFTER`] is only being watched, and then keeps nothing
+    /// awake: what is still to come is a running container's, which holds by itself.
+    Follows,
+    /// The engine to begin with; the answer then never ends by itself, and keeps nothing awake.
     Weak,
+    /// The engine's events, which are told by who subscribed to them once for all clients.
+    Events,
 }
 
-/// Method, path after the version (`*` is one segment), class. The first that fits counts; what isn't listed holds.
-const TABLE: &[(&str, &str, Class)] = &[
-    ("GET", "/events", Class::Weak),
-    ("POST", "/exec/*/start", Class::Hijacks),
-    ("POST", "/containers/*/attach", Class::Hijacks),
-    ("GET", "/containers/*/attach/ws", Class::Hijacks),
-    ("POST", "/session", Class::Hijacks),
-    ("POST", "/grpc", Class::Hijacks),
+/// A query parameter that a line wants to be true, or not to be false.
+#[derive(Debug, Clone, Copy)]
+enum When {
+    Always,
+    True(&'static str),
+    NotFalse(&'static str),
+}
+
+use Class::{Events, Follows, Hijacks, Holds, Mounts, Reads, Weak};
+use When::{Always, NotFalse, True};
+
+/// Method, path after the version, query, class. `*` is one segment, `**` one or more (names of images have slashes).
+/// The first line that fits counts; what none fits is unknown here, goes to the engine untouched, and holds.
+///
+/// Of the long polls: `wait` holds, because `docker run --rm` hangs on it while the engine still cleans up; `logs`
+/// follows; `attach` and `exec` are somebody at work, and hold; `stats` and `events` are looked at by programs that
+/// never stop.
+const TABLE: &[(&str, &str, When, Class)] = &[
+    // The engine itself.
+    ("GET", "/_ping", Always, Reads),
+    ("HEAD", "/_ping", Always, Reads),
+    ("GET", "/version", Always, Reads),
+    ("GET", "/info", Always, Reads),
+    ("GET", "/system/df", Always, Reads),
+    ("GET", "/events", Always, Events),
+    ("POST", "/auth", Always, Holds),
+    ("POST", "/session", Always, Hijacks),
+    ("POST", "/grpc", Always, Hijacks),
+    ("POST", "/build", Always, Holds),
+    ("POST", "/build/*", Always, Holds),
+    ("POST", "/commit", Always, Holds),
+    // Containers. What only a running one answers isn't kept: it holds by itself.
+    ("GET", "/containers/json", Always, Reads),
+    ("GET", "/containers/*/json", Always, Reads),
+    ("GET", "/containers/*/changes", Always, Reads),
+    ("GET", "/containers/*/top", Always, Holds),
+    ("GET", "/containers/*/export", Always, Holds),
+    ("GET", "/containers/*/logs", True("follow"), Follows),
+    ("GET", "/containers/*/logs", Always, Holds),
+    ("GET", "/containers/*/stats", NotFalse("stream"), Weak),
+    ("GET", "/containers/*/stats", Always, Holds),
+    ("GET", "/containers/*/attach/ws", Always, Hijacks),
+    ("POST", "/containers/*/attach", Always, Hijacks),
+    ("POST", "/containers/*/wait", Always, Holds),
+    ("POST", "/containers/create", Always, Mounts),
+    ("POST", "/containers/prune", Always, Holds),
+    ("POST", "/containers/*/*", Always, Holds),
+    ("DELETE", "/containers/*", Always, Holds),
+    ("HEAD", "/containers/*/archive", Always, Holds),
+    ("GET", "/containers/*/archive", Always, Holds),
+    ("PUT", "/containers/*/archive", Always, Holds),
+    ("GET", "/exec/*/json", Always, Holds),
+    ("POST", "/exec/*/start", Always, Hijacks),
+    ("POST", "/exec/*/resize", Always, Holds),
+    // Images.
+    ("GET", "/images/json", Always, Reads),
+    ("GET", "/images/search", Always, Holds),
+    ("GET", "/images/get", Always, Holds),
+    ("GET", "/images/**/json", Always, Reads),
+    ("GET", "/images/**/history", Always, Reads),
+    ("GET", "/images/**/get", Always, Holds),
+    ("POST", "/images/**", Always, Holds),
+    ("DELETE", "/images/**", Always, Holds),
+    ("GET", "/distribution/**/json", Always, Holds),
+    // Volumes and networks.
+    ("GET", "/volumes", Always, Reads),
+    ("GET", "/volumes/*", Always, Reads),
+    ("POST", "/volumes/create", Always, Mounts),
+    ("POST", "/volumes/prune", Always, Holds),
+    ("PUT", "/volumes/*", Always, Holds),
+    ("DELETE", "/volumes/*", Always, Holds),
+    ("GET", "/networks", Always, Reads),
+    ("GET", "/networks/*", Always, Reads),
+    ("POST", "/networks/**", Always, Holds),
+    ("DELETE", "/networks/*", Always, Holds),
+    // Plugins and swarm: an engine of one machine is asked whether it has any, and says no.
+    ("GET", "/plugins", Always, Reads),
+    ("GET", "/swarm", Always, Reads),
+    ("GET", "/nodes", Always, Reads),
+    ("GET", "/services", Always, Reads),
+    ("GET", "/services/*/logs", True("follow"), Follows),
+    ("GET", "/tasks", Always, Reads),
+    ("GET", "/tasks/*/logs", True("follow"), Follows),
+    ("GET", "/secrets", Always, Reads),
+    ("GET", "/configs", Always, Reads),
 ];
 
 impl Class {
     /// The class of a request.
     #[must_use]
     pub fn of(method: &str, target: &str) -> Self {
-        let path = without_version(target.split('?').next().unwrap_or(target));
-        let listed = TABLE.iter().find(|(verb, pattern, _)| *verb == method && fits(pattern, path));
-        listed.map_or(Self::Holds, |(_, _, class)| *class)
+        let (path, query) = target.split_once('?').unwrap_or((target, ""));
+        let path = without_version(path);
+        let listed = TABLE
+            .iter()
+            .find(|(verb, pattern, when, _)| *verb == method && fits(pattern, path) && when.holds(query));
+        listed.map_or(Holds, |(.., class)| *class)
     }
+}
+
+impl When {
+    fn holds(self, query: &str) -> bool {
+        match self {
+            Always => true,
+            True(name) => is_true(query, name).unwrap_or(false),
+            NotFalse(name) => is_true(query, name).unwrap_or(true),
+        }
+    }
+}
+
+/// A query parameter as dockerd reads one: everything that isn't a word for no is a yes. `None`: it isn't there.
+fn is_true(query: &str, name: &str) -> Option<bool> {
+    let value = query.split('&').find_map(|pair| {
+        let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+        (key == name).then_some(value)
+    })?;
+    Some(!matches!(value.to_ascii_lowercase().trim(), "" | "0" | "no" | "false" | "none"))
+}
+
+/// `/v1.45` of `/v1.45/info`; empty if there is none.
+#[must_use]
+pub fn version_of(target: &str) -> &str {
+    let path = target.split('?').next().unwrap_or(target);
+    &path[..path.len() - without_version(path).len()]
 }
 
 /// `/v1.45/info` is `/info`.
@@ -41,6 +156,10 @@ fn without_version(path: &str) -> &str {
 }
 
 fn fits(pattern: &str, path: &str) -> bool {
+    if let Some((before, after)) = pattern.split_once("**") {
+        let name = path.strip_prefix(before).and_then(|rest| rest.strip_suffix(after));
+        return name.is_some_and(|name| !name.is_empty());
+    }
     let (mut wanted, mut given) = (pattern.split('/'), path.split('/'));
     loop {
         match (wanted.next(), given.next()) {
@@ -59,18 +178,67 @@ mod tests {
     #[test]
     fn classes_are_told_with_and_without_a_version() {
         for (method, target, class) in [
-            ("GET", "/events?since=1", Class::Weak),
-            ("GET", "/v1.45/events", Class::Weak),
-            ("POST", "/v1.45/exec/abc/start", Class::Hijacks),
-            ("POST", "/containers/a/attach?stream=1", Class::Hijacks),
-            ("GET", "/containers/a/attach", Class::Holds),
-            ("POST", "/containers//attach", Class::Holds),
-            ("POST", "/grpc", Class::Hijacks),
-            ("GET", "/v1.45/containers/json", Class::Holds),
-            ("GET", "/volumes", Class::Holds),
-            ("GET", "/", Class::Holds),
+            ("GET", "/events?since=1", Events),
+            ("GET", "/v1.45/events", Events),
+            ("POST", "/v1.45/exec/abc/start", Hijacks),
+            ("POST", "/containers/a/attach?stream=1", Hijacks),
+            ("GET", "/containers/a/attach", Holds),
+            ("POST", "/containers//attach", Holds),
+            ("POST", "/grpc", Hijacks),
+            ("GET", "/v1.45/containers/json", Reads),
+            ("HEAD", "/_ping", Reads),
+            ("GET", "/volumes", Reads),
+            ("POST", "/v1.45/containers/create?name=x", Mounts),
+            ("GET", "/", Holds),
+            ("GET", "/v1.45/", Holds),
+            ("PATCH", "/containers/json", Holds),
+            ("GET", "/something/new", Holds),
         ] {
             assert_eq!(Class::of(method, target), class, "{method} {target}");
         }
+    }
+
+    #[test]
+    fn names_of_images_may_have_slashes() {
+        for (target, class) in [
+            ("/v1.45/images/busybox/json", Reads),
+            ("/images/localhost:5000/a/b:1/json", Reads),
+            ("/images/json", Reads),
+            ("/images/a/b/history", Reads),
+            ("/images/a/b/get", Holds),
+            ("/images/search", Holds),
+        ] {
+            assert_eq!(Class::of("GET", target), class, "{target}");
+        }
+        assert_eq!(Class::of("POST", "/images/a/b/push"), Holds);
+    }
+
+    #[test]
+    fn each_long_poll_is_decided() {
+        for (method, target, class) in [
+            ("POST", "/containers/a/wait?condition=removed", Holds),
+            ("POST", "/containers/a/attach?logs=1", Hijacks),
+            ("GET", "/containers/a/attach/ws?stream=1", Hijacks),
+            ("POST", "/v1.45/session", Hijacks),
+            ("GET", "/containers/a/logs?stdout=1&follow=1", Follows),
+            ("GET", "/containers/a/logs?follow=true&stdout=1", Follows),
+            ("GET", "/containers/a/logs?follow=0&stdout=1", Holds),
+            ("GET", "/containers/a/logs?stdout=1&follow=", Holds),
+            ("GET", "/containers/a/logs?stdout=1", Holds),
+            ("GET", "/containers/a/stats", Weak),
+            ("GET", "/containers/a/stats?stream=1", Weak),
+            ("GET", "/containers/a/stats?stream=false&one-shot=1", Holds),
+            ("GET", "/events", Events),
+        ] {
+            assert_eq!(Class::of(method, target), class, "{method} {target}");
+        }
+    }
+
+    #[test]
+    fn a_version_is_told_from_a_name_that_begins_like_one() {
+        assert_eq!(version_of("/v1.45/info?x=/v2/"), "/v1.45");
+        assert_eq!(version_of("/info"), "");
+        assert_eq!(version_of("/volumes/v1"), "");
+        assert_eq!(version_of("/v/info"), "");
     }
 }

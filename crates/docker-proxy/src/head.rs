@@ -36,7 +36,7 @@ pub enum HeadError {
 /// A request's head.
 #[derive(Debug, Clone)]
 pub struct RequestHead {
-    /// As it came, the empty line included.
+    /// As it came, the empty line included; with the body behind it if that was read as well.
     pub bytes: Bytes,
     /// `GET`, `POST`, ...
     pub method: String,
@@ -48,6 +48,29 @@ pub struct RequestHead {
     pub keep_alive: bool,
     /// The client waits for `100 Continue` before it sends the body.
     pub expects_continue: bool,
+}
+
+impl RequestHead {
+    /// The same request with this body, of a plain length, right behind its head.
+    pub(crate) fn with_body(mut self, body: &[u8]) -> Self {
+        let mut bytes = BytesMut::with_capacity(self.bytes.len() + body.len());
+        for line in self.bytes.split_inclusive(|byte| *byte == b'\n') {
+            let name = line.split(|byte| *byte == b':').next().unwrap_or_default();
+            let says_how = ["content-length", "transfer-encoding", "trailer", "expect"]
+                .iter()
+                .any(|framing| name.eq_ignore_ascii_case(framing.as_bytes()));
+            if line == b"\r\n" {
+                bytes.extend_from_slice(format!("Content-Length: {}\r\n\r\n", body.len()).as_bytes());
+            } else if !says_how {
+                bytes.extend_from_slice(line);
+            }
+        }
+        bytes.extend_from_slice(body);
+        self.bytes = bytes.freeze();
+        self.framing = BodyFraming::Empty;
+        self.expects_continue = false;
+        self
+    }
 }
 
 /// A response's head.

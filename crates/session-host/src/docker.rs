@@ -1,10 +1,12 @@
 //! `docker.sock`: the relay's engine is the session's.
 
+use std::future::Future;
 use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use dormouse_agent_proto::Target;
-use dormouse_docker_proxy::{Class, Engine, Refusal, RequestHead};
+use dormouse_docker_proxy::{Answer, Class, Engine, Mount, Refusal, RequestHead};
 use dormouse_lifecycle::{HoldKind, Policy};
 use dormouse_mux::Stream;
 
@@ -18,14 +20,23 @@ pub(crate) struct SessionEngine {
     pub(crate) client: Arc<str>,
 }
 
-impl Engine for SessionEngine {
-    type Lease = HeldLease;
+/// A lease for one request.
+#[derive(Debug)]
+pub(crate) struct RequestLease {
+    lease: HeldLease,
+    owner: Owner,
+    claimant: Claimant,
+}
 
-    async fn lease(&self, request: &RequestHead, class: Class) -> Result<HeldLease, Refusal> {
-        let kind = match class {
-            Class::Holds | Class::Hijacks => HoldKind::Request,
-            Class::Weak => HoldKind::Events,
-        };
+impl Engine for SessionEngine {
+    type Lease = RequestLease;
+
+    async fn answer(&self, _: &RequestHead, _: Class) -> Result<Option<Answer>, Refusal> {
+        Ok(None)
+    }
+
+    async fn lease(&self, request: &RequestHead, class: Class) -> Result<RequestLease, Refusal> {
+        let kind = if class == Class::Events { HoldKind::Events } else { HoldKind::Request };
         let path = request.target.split('?').next().unwrap_or_default();
         let claimant = Claimant {
             kind,
@@ -33,21 +44,79 @@ impl Engine for SessionEngine {
             owner: self.client.to_string(),
             reason: format!("{} {path}", request.method),
         };
-        self.owner.lease(claimant).await.map_err(|refused| {
+        let lease = self.owner.lease(claimant.clone()).await.map_err(|refused| {
             let error = refused.to_api();
             Refusal { status: error.code.status(), message: error.message }
-        })
+        })?;
+        Ok(RequestLease { lease, owner: self.owner.clone(), claimant })
+    }
+
+    fn mount(&self, source: &str) -> Mount {
+        mount(source, &self.owner.info().borrow().docker_socket)
     }
 }
 
-impl dormouse_docker_proxy::Lease for HeldLease {
+/// What becomes of a bind mount of `source`, a path of the host. The engine's own socket is in the VM as well.
+fn mount(source: &str, docker_socket: &Path) -> Mount {
+    // Components, so that neither `//` nor `/./` makes another path.
+    let source: PathBuf = Path::new(source).components().collect();
+    if source == Path::new("/var/run/docker.sock") || source == Path::new("/run/docker.sock") {
+        Mount::AsIs
+    } else if source == docker_socket {
+        Mount::From("/var/run/docker.sock".to_owned())
+    } else {
+        Mount::Refused(
+            "the session's VM has none of the host's folders; use a named volume, or copy with `docker cp`"
+                .to_owned(),
+        )
+    }
+}
+
+impl dormouse_docker_proxy::Lease for RequestLease {
     type Stream = Stream;
 
     async fn dial(&self) -> io::Result<Stream> {
-        (**self).dial(Target::Engine).await.map_err(io::Error::other)
+        self.lease.dial(Target::Engine).await.map_err(io::Error::other)
     }
 
-    async fn ended(&self) -> String {
-        (**self).ended().await
+    fn ended(&self) -> impl Future<Output = String> + Send + 'static {
+        self.lease.ended()
+    }
+
+    async fn weaken(self) -> Option<Self> {
+        let Self { lease, owner, claimant } = self;
+        let claimant = Claimant { kind: HoldKind::Events, policy: Policy::ExistingOnly, ..claimant };
+        // The strong one goes only now, so that the weak one is of the same VM.
+        let weak = owner.lease(claimant.clone()).await.ok()?;
+        (weak.generation() == lease.generation()).then_some(Self { lease: weak, owner, claimant })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_the_hosts_paths_only_the_engines_socket_is_in_the_vm() {
+        let ours = Path::new("/run/user/1000/dormouse/ab12/docker.sock");
+        for (source, is_there) in [
+            ("/var/run/docker.sock", Some(Mount::AsIs)),
+            ("/run//docker.sock", Some(Mount::AsIs)),
+            (
+                "/run/user/1000/dormouse/ab12/docker.sock",
+                Some(Mount::From("/var/run/docker.sock".to_owned())),
+            ),
+            ("/run/user/1000/dormouse/cd34/docker.sock", None),
+            ("/var/run", None),
+            ("/var/run/../run/docker.sock", None),
+            ("/", None),
+            ("/etc/passwd", None),
+        ] {
+            let found = mount(source, ours);
+            match is_there {
+                Some(there) => assert_eq!(found, there, "{source}"),
+                None => assert!(matches!(found, Mount::Refused(_)), "{source}"),
+            }
+        }
     }
 }

@@ -201,7 +201,13 @@ impl Doors {
             match accepted {
                 Ok((stream, _)) => match Arc::clone(&self.clients).try_acquire_owned() {
                     Ok(permit) => self.open(stream, door, permit),
-                    Err(_) => tracing::warn!(limit = CONNECTIONS_MAX, "too many connections"),
+                    Err(_) => {
+                        tracing::warn!(limit = CONNECTIONS_MAX, "too many connections");
+                        // Nobody is waited for: an answer fits into the empty buffer of a new socket.
+                        let message = format!("more than {CONNECTIONS_MAX} connections at once");
+                        let refusal = dormouse_docker_proxy::Refusal { status: 503, message };
+                        let _ = stream.try_write(&refusal.to_response());
+                    }
                 },
                 Err(error) => {
                     tracing::warn!(%error, "can't accept");

@@ -1,6 +1,7 @@
 //! Leases: the only way to the guest.
 
 use std::fmt;
+use std::future::Future;
 
 use dormouse_agent_proto::{RunProcess, Target};
 use dormouse_api::{ApiError, ErrorCode};
@@ -58,16 +59,18 @@ impl Lease {
     }
 
     /// Waits until the VM is taken away although this is held, and says why.
-    pub async fn ended(&self) -> String {
+    pub fn ended(&self) -> impl Future<Output = String> + Send + 'static {
         let mut ended = self.ended.clone();
-        match ended.wait_for(Option::is_some).await {
-            Ok(reason) => match &*reason {
-                Some(EndReason::Crashed(details)) => format!("the VM crashed: {details}"),
-                Some(EndReason::Terminating) => "the session is being terminated".to_owned(),
-                Some(EndReason::Sleeping) => "the VM goes to sleep".to_owned(),
-                Some(EndReason::HostLeaving) | None => "the service is going down".to_owned(),
-            },
-            Err(_) => "the session's host is going down".to_owned(),
+        async move {
+            match ended.wait_for(Option::is_some).await {
+                Ok(reason) => match &*reason {
+                    Some(EndReason::Crashed(details)) => format!("the VM crashed: {details}"),
+                    Some(EndReason::Terminating) => "the session is being terminated".to_owned(),
+                    Some(EndReason::Sleeping) => "the VM goes to sleep".to_owned(),
+                    Some(EndReason::HostLeaving) | None => "the service is going down".to_owned(),
+                },
+                Err(_) => "the session's host is going down".to_owned(),
+            }
         }
     }
 }

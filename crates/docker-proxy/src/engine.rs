@@ -1,0 +1,93 @@
+//! What the relay needs of whoever serves a session.
+
+use std::future::Future;
+use std::io;
+
+use bytes::Bytes;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::mpsc;
+
+use crate::class::Class;
+use crate::head::RequestHead;
+use crate::mounts::Mount;
+
+/// Where answers and leases come from.
+pub trait Engine: Clone + Send + Sync + 'static {
+    /// What it gives.
+    type Lease: Lease;
+
+    /// An answer for which the engine isn't needed, if there is one. Asked for requests without a body only.
+    fn answer(
+        &self,
+        request: &RequestHead,
+        class: Class,
+    ) -> impl Future<Output = Result<Option<Answer>, Refusal>> + Send;
+
+    /// Waits until the engine serves. Dropping the future takes the wish back.
+    fn lease(
+        &self,
+        request: &RequestHead,
+        class: Class,
+    ) -> impl Future<Output = Result<Self::Lease, Refusal>> + Send;
+
+    /// What becomes of a bind mount of this path of the host.
+    fn mount(&self, source: &str) -> Mount;
+}
+
+/// The engine, for one request; gone when dropped.
+pub trait Lease: Send + Sync + Sized + 'static {
+    /// A connection to the engine.
+    type Stream: AsyncRead + AsyncWrite + Send + Unpin;
+
+    /// Connects to the engine.
+    fn dial(&self) -> impl Future<Output = io::Result<Self::Stream>> + Send;
+
+    /// Waits until the engine is lost although this is held, and says why.
+    fn ended(&self) -> impl Future<Output = String> + Send + 'static;
+
+    /// Goes on being listed, and keeps nothing awake any more. `None`: it isn't even listed.
+    fn weaken(self) -> impl Future<Output = Option<Self>> + Send;
+}
+
+/// An answer that doesn't come from the engine.
+#[derive(Debug)]
+pub enum Answer {
+    /// Head and body.
+    Whole(Bytes),
+    /// A head that announces chunks, and what goes into them. It ends with its sender.
+    Stream(Bytes, mpsc::Receiver<Bytes>),
+}
+
+/// A refusal instead of the engine's answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal {
+    /// HTTP's.
+    pub status: u16,
+    /// What Docker clients print.
+    pub message: String,
+}
+
+impl Refusal {
+    /// The whole response, after which the connection is over.
+    #[must_use]
+    pub fn to_response(&self) -> Vec<u8> {
+        let body = serde_json::json!({ "message": self.message }).to_string();
+        let reason = match self.status {
+            400 => "Bad Request",
+            403 => "Forbidden",
+            404 => "Not Found",
+            409 => "Conflict",
+            413 => "Content Too Large",
+            500 => "Internal Server Error",
+            502 => "Bad Gateway",
+            503 => "Service Unavailable",
+            _ => "Error",
+        };
+        let (status, length) = (self.status, body.len());
+        format!(
+            "HTTP/1.1 {status} {reason}\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\
+             Connection: close\r\n\r\n{body}"
+        )
+        .into_bytes()
+    }
+}

@@ -1,0 +1,473 @@
+use std::future::Future;
+
+use tokio::io::{DuplexStream, duplex};
+use tokio::sync::watch;
+
+use super::*;
+use crate::engine::Refusal;
+use crate::mounts::Mount;
+
+/// An engine whose connections are handed to a script.
+#[derive(Clone)]
+struct Script {
+    dials: mpsc::Sender<DuplexStream>,
+    held: watch::Sender<usize>,
+    refusal: Option<Refusal>,
+}
+
+/// A lease; a strong one counts.
+struct Held {
+    script: Script,
+    strong: bool,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        if self.strong {
+            self.script.held.send_modify(|held| *held -= 1);
+        }
+    }
+}
+
+impl Engine for Script {
+    type Lease = Held;
+
+    async fn answer(&self, request: &RequestHead, class: Class) -> Result<Option<Answer>, Refusal> {
+        Ok(match (class, request.target.as_str()) {
+            (Class::Reads, "/_ping") => {
+                Some(Answer::Whole(Bytes::from_static(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nOK")))
+            }
+            (Class::Events, _) => {
+                let (sender, chunks) = mpsc::channel(8);
+                for event in ["{\"a\":1}\n", "{}\n"] {
+                    sender.try_send(Bytes::from_static(event.as_bytes())).unwrap();
+                }
+                let head = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
+                Some(Answer::Stream(Bytes::from_static(head.as_bytes()), chunks))
+            }
+            _ => None,
+        })
+    }
+
+    async fn lease(&self, request: &RequestHead, _: Class) -> Result<Held, Refusal> {
+        if request.target == "/never" {
+            std::future::pending::<()>().await;
+        }
+        match &self.refusal {
+            Some(refusal) => Err(refusal.clone()),
+            None => {
+                self.held.send_modify(|held| *held += 1);
+                Ok(Held { script: self.clone(), strong: true })
+            }
+        }
+    }
+
+    fn mount(&self, source: &str) -> Mount {
+        match source {
+            "/here/docker.sock" => Mount::From("/run/docker.sock".to_owned()),
+            _ => Mount::Refused("there are no folders".to_owned()),
+        }
+    }
+}
+
+impl Lease for Held {
+    type Stream = DuplexStream;
+
+    async fn dial(&self) -> io::Result<DuplexStream> {
+        let (ours, theirs) = duplex(1024);
+        self.script.dials.send(theirs).await.map_err(io::Error::other)?;
+        Ok(ours)
+    }
+
+    fn ended(&self) -> impl Future<Output = String> + Send + 'static {
+        std::future::pending()
+    }
+
+    async fn weaken(mut self) -> Option<Self> {
+        self.strong = false;
+        self.script.held.send_modify(|held| *held -= 1);
+        Some(self)
+    }
+}
+
+struct Stage {
+    client: UnixStream,
+    dials: mpsc::Receiver<DuplexStream>,
+    held: watch::Sender<usize>,
+    relay: tokio::task::JoinHandle<()>,
+}
+
+fn stage(refusal: Option<Refusal>) -> Stage {
+    let (client, ours) = UnixStream::pair().unwrap();
+    let (sender, dials) = mpsc::channel(8);
+    let held = watch::channel(0).0;
+    let script = Script { dials: sender, held: held.clone(), refusal };
+    Stage { client, dials, held, relay: tokio::spawn(serve(ours, script)) }
+}
+
+impl Stage {
+    /// Sends a request and gives the engine that it reached.
+    async fn ask(&mut self, request: &str) -> DuplexStream {
+        self.client.write_all(request.as_bytes()).await.unwrap();
+        let mut engine = self.dials.recv().await.unwrap();
+        expect(&mut engine, request).await;
+        engine
+    }
+
+    fn held(&self) -> usize {
+        *self.held.borrow()
+    }
+
+    async fn held_becomes(&self, count: usize) {
+        self.held.subscribe().wait_for(|held| *held == count).await.unwrap();
+    }
+
+    /// The client goes, and nothing is held when the relay has seen it.
+    async fn leave(self) {
+        drop(self.client);
+        self.relay.await.unwrap();
+        assert_eq!(*self.held.borrow(), 0);
+    }
+}
+
+async fn expect(stream: &mut (impl AsyncRead + Unpin), text: &str) {
+    let mut bytes = vec![0; text.len()];
+    stream.read_exact(&mut bytes).await.unwrap();
+    assert_eq!(String::from_utf8_lossy(&bytes), text);
+}
+
+#[tokio::test]
+async fn pipelined_requests_are_served_in_order_and_hold_nothing_between() {
+    let mut stage = stage(None);
+    let (first, second) = ("POST /a HTTP/1.1\r\nContent-Length: 3\r\n\r\nabc", "GET /b HTTP/1.1\r\n\r\n");
+    stage.client.write_all(format!("{first}{second}").as_bytes()).await.unwrap();
+    for (request, answer) in [
+        (first, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"),
+        (second, "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\n\r\n"),
+    ] {
+        let mut engine = stage.dials.recv().await.unwrap();
+        expect(&mut engine, request).await;
+        engine.write_all(answer.as_bytes()).await.unwrap();
+        expect(&mut stage.client, answer).await;
+    }
+    stage.client.shutdown().await.unwrap();
+    stage.relay.await.unwrap();
+    assert_eq!(*stage.held.borrow(), 0);
+}
+
+#[tokio::test]
+async fn a_hijacked_stream_keeps_its_half_close() {
+    for answer in [
+        "HTTP/1.1 101 UPGRADED\r\n\r\n",
+        "HTTP/1.1 200 OK\r\nContent-Type: application/vnd.docker.raw-stream\r\n\r\n",
+    ] {
+        let mut stage = stage(None);
+        let request = "POST /v1.45/exec/x/start HTTP/1.1\r\nContent-Length: 2\r\n\r\n{}";
+        stage.client.write_all(request.as_bytes()).await.unwrap();
+        let mut engine = stage.dials.recv().await.unwrap();
+        expect(&mut engine, request).await;
+        engine.write_all(answer.as_bytes()).await.unwrap();
+        expect(&mut stage.client, answer).await;
+        stage.client.write_all(b"stdin").await.unwrap();
+        stage.client.shutdown().await.unwrap();
+        let mut input = String::new();
+        engine.read_to_string(&mut input).await.unwrap();
+        assert_eq!(input, "stdin");
+        engine.write_all(b"stdout").await.unwrap();
+        drop(engine);
+        let mut output = String::new();
+        stage.client.read_to_string(&mut output).await.unwrap();
+        assert_eq!(output, "stdout");
+        stage.relay.await.unwrap();
+        assert_eq!(*stage.held.borrow(), 0);
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_goes_gives_its_lease_back_at_once() {
+    let mut stage = stage(None);
+    stage.client.write_all(b"GET /containers/x/logs?follow=1 HTTP/1.1\r\n\r\n").await.unwrap();
+    let mut engine = stage.dials.recv().await.unwrap();
+    let mut head = [0; 16];
+    engine.read_exact(&mut head).await.unwrap();
+    assert_eq!(*stage.held.borrow(), 1);
+    drop(stage.client);
+    stage.relay.await.unwrap();
+    assert_eq!(*stage.held.borrow(), 0);
+}
+
+#[tokio::test]
+async fn a_client_that_goes_while_the_vm_starts_is_not_waited_for() {
+    let mut stage = stage(None);
+    stage.client.write_all(b"GET /never HTTP/1.1\r\n\r\n").await.unwrap();
+    drop(stage.client);
+    stage.relay.await.unwrap();
+}
+
+#[tokio::test]
+async fn a_refusal_is_an_answer_in_dockers_own_form() {
+    let mut stage = stage(Some(Refusal { status: 503, message: "no \"VM\"".into() }));
+    stage.client.write_all(b"GET /build/x HTTP/1.1\r\n\r\n").await.unwrap();
+    let mut answer = String::new();
+    stage.client.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 503 Service Unavailable\r\n"), "{answer}");
+    assert!(answer.ends_with(r#"{"message":"no \"VM\""}"#), "{answer}");
+}
+
+#[tokio::test]
+async fn what_could_smuggle_a_request_is_refused() {
+    let mut stage = stage(None);
+    let request = b"POST /a HTTP/1.1\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n";
+    stage.client.write_all(request).await.unwrap();
+    let mut answer = String::new();
+    stage.client.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 400 "), "{answer}");
+    assert!(stage.dials.try_recv().is_err());
+}
+
+#[tokio::test]
+async fn a_client_that_waits_to_be_told_to_continue_is_told_by_the_engine() {
+    let mut stage = stage(None);
+    let mut engine =
+        stage.ask("POST /build HTTP/1.1\r\nContent-Length: 4\r\nExpect: 100-continue\r\n\r\n").await;
+    engine.write_all(b"HTTP/1.1 100 Continue\r\n\r\n").await.unwrap();
+    expect(&mut stage.client, "HTTP/1.1 100 Continue\r\n\r\n").await;
+    stage.client.write_all(b"body").await.unwrap();
+    expect(&mut engine, "body").await;
+    let answer = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+    engine.write_all(answer.as_bytes()).await.unwrap();
+    expect(&mut stage.client, answer).await;
+    // The connection carries on.
+    drop(stage.ask("GET /images/get HTTP/1.1\r\n\r\n").await);
+}
+
+#[tokio::test]
+async fn trailers_pass_and_the_next_request_begins_behind_them() {
+    let mut stage = stage(None);
+    let chunks = "Transfer-Encoding: chunked\r\nTrailer: X\r\n\r\n3;e=1\r\nabc\r\n0\r\nX: y\r\n\r\n";
+    let request = format!("POST /images/load HTTP/1.1\r\n{chunks}");
+    let mut engine = stage.ask(&request).await;
+    let answer = format!("HTTP/1.1 200 OK\r\n{chunks}");
+    engine.write_all(answer.as_bytes()).await.unwrap();
+    expect(&mut stage.client, &answer).await;
+    drop(stage.ask("GET /images/get HTTP/1.1\r\n\r\n").await);
+}
+
+#[tokio::test]
+async fn an_answer_to_head_has_no_body_whatever_its_length_says() {
+    let mut stage = stage(None);
+    let mut engine = stage.ask("HEAD /containers/a/archive?path=/ HTTP/1.1\r\n\r\n").await;
+    let answer = "HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n";
+    engine.write_all(answer.as_bytes()).await.unwrap();
+    expect(&mut stage.client, answer).await;
+    drop(stage.ask("GET /images/get HTTP/1.1\r\n\r\n").await);
+}
+
+#[tokio::test]
+async fn a_websocket_gets_what_was_sent_before_the_protocol_changed() {
+    let mut stage = stage(None);
+    let request = "GET /containers/a/attach/ws HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
+    let mut engine = stage.ask(request).await;
+    stage.client.write_all(b"early").await.unwrap();
+    let answer = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n\r\nfirst";
+    engine.write_all(answer.as_bytes()).await.unwrap();
+    expect(&mut stage.client, answer).await;
+    expect(&mut engine, "early").await;
+    stage.client.write_all(b"late").await.unwrap();
+    expect(&mut engine, "late").await;
+    assert_eq!(stage.held(), 1);
+    drop(engine);
+    stage.relay.await.unwrap();
+}
+
+#[tokio::test]
+async fn what_the_engine_says_after_it_has_closed_its_input_arrives() {
+    let mut stage = stage(None);
+    let mut engine = stage.ask("POST /exec/x/start HTTP/1.1\r\nContent-Length: 2\r\n\r\n{}").await;
+    engine.write_all(b"HTTP/1.1 101 UPGRADED\r\n\r\n").await.unwrap();
+    expect(&mut stage.client, "HTTP/1.1 101 UPGRADED\r\n\r\n").await;
+    // An engine that reads no more blocks who writes to it, for ever.
+    stage.client.write_all(&vec![b'y'; 64 * 1024]).await.unwrap();
+    engine.write_all(b"last words").await.unwrap();
+    drop(engine);
+    let mut output = String::new();
+    stage.client.read_to_string(&mut output).await.unwrap();
+    assert_eq!(output, "last words");
+    stage.relay.await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dead_client_of_a_silent_stream_holds_nothing_for_long() {
+    for (request, answer) in [
+        ("POST /containers/a/attach?stream=1 HTTP/1.1\r\n\r\n", "HTTP/1.1 101 UPGRADED\r\n\r\n"),
+        ("POST /containers/a/attach?stream=1 HTTP/1.1\r\n\r\n", "HTTP/1.1 200 OK\r\n\r\n"),
+        ("POST /containers/a/wait HTTP/1.1\r\n\r\n", "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"),
+    ] {
+        let mut stage = stage(None);
+        let mut engine = stage.ask(request).await;
+        engine.write_all(answer.as_bytes()).await.unwrap();
+        expect(&mut stage.client, answer).await;
+        assert_eq!(stage.held(), 1, "{request}");
+        stage.leave().await;
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_dies_while_the_engine_does_not_read_holds_nothing() {
+    let mut stage = stage(None);
+    let head = "POST /images/load HTTP/1.1\r\nContent-Length: 9999999\r\n\r\n";
+    let engine = stage.ask(head).await;
+    stage.client.write_all(&vec![0; 64 * 1024]).await.unwrap();
+    stage.leave().await;
+    drop(engine);
+}
+
+#[tokio::test]
+async fn a_client_that_dies_after_it_sent_far_ahead_holds_nothing() {
+    let mut stage = stage(None);
+    let engine = stage.ask("POST /containers/a/wait HTTP/1.1\r\n\r\n").await;
+    stage.client.write_all(&vec![b'x'; BUFFER_BYTES + 1]).await.unwrap();
+    stage.leave().await;
+    drop(engine);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_takes_nothing_is_served_on_and_holds_no_more() {
+    let mut stage = stage(None);
+    let mut engine = stage.ask("GET /images/get HTTP/1.1\r\n\r\n").await;
+    engine.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await.unwrap();
+    let begun = tokio::time::Instant::now();
+    let flood = tokio::spawn(async move {
+        let mut sent = 0;
+        while engine.write_all(&[7; 1024]).await.is_ok() && sent < 1 << 20 {
+            sent += 1024;
+        }
+    });
+    stage.held_becomes(0).await;
+    assert!(begun.elapsed() >= STALLED_AFTER, "{:?}", begun.elapsed());
+    assert!(!flood.is_finished(), "the flood met back-pressure");
+    let mut all = Vec::new();
+    stage.client.read_to_end(&mut all).await.unwrap();
+    assert!(all.len() > 1 << 20, "{}", all.len());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_stops_sending_half_way_holds_no_more() {
+    let mut stage = stage(None);
+    let begun = tokio::time::Instant::now();
+    let engine = stage.ask("POST /images/load HTTP/1.1\r\nContent-Length: 9\r\n\r\nhalf").await;
+    stage.held_becomes(0).await;
+    assert!(begun.elapsed() >= STALLED_AFTER, "{:?}", begun.elapsed());
+    drop(engine);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_only_watched_stops_holding_and_what_is_waited_for_does_not() {
+    let begins = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
+    for (request, holds_for) in [
+        ("GET /containers/a/stats", Some(Duration::ZERO)),
+        ("GET /containers/a/logs?follow=1", Some(QUIET_AFTER)),
+        ("POST /containers/a/wait", None),
+        ("POST /containers/a/start", None),
+    ] {
+        let mut stage = stage(None);
+        let mut engine = stage.ask(&format!("{request} HTTP/1.1\r\n\r\n")).await;
+        engine.write_all(begins.as_bytes()).await.unwrap();
+        expect(&mut stage.client, begins).await;
+        let begun = tokio::time::Instant::now();
+        let weak = tokio::time::timeout(Duration::from_secs(3600), stage.held_becomes(0)).await;
+        match holds_for {
+            Some(least) => {
+                assert!(weak.is_ok(), "{request} holds for ever");
+                let took = begun.elapsed();
+                assert!(took >= least && took < least + Duration::from_secs(2), "{request}: {took:?}");
+            }
+            None => assert!(weak.is_err() && stage.held() == 1, "{request} does not hold"),
+        }
+        // Weak or not, it goes on.
+        engine.write_all(b"2\r\nhi\r\n0\r\n\r\n").await.unwrap();
+        expect(&mut stage.client, "2\r\nhi\r\n0\r\n\r\n").await;
+        stage.leave().await;
+    }
+}
+
+#[tokio::test]
+async fn a_path_of_the_host_is_refused_before_anything_is_woken() {
+    let body = r#"{"HostConfig":{"Binds":["/home/me:/x"]}}"#;
+    let length = body.len();
+    for request in [
+        format!("POST /v1.45/containers/create HTTP/1.1\r\nContent-Length: {length}\r\n\r\n{body}"),
+        format!(
+            "POST /containers/create HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n{length:x}\r\n{body}\r\n0\r\n\r\n"
+        ),
+    ] {
+        let mut stage = stage(None);
+        stage.client.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stage.client.read_to_string(&mut answer).await.unwrap();
+        assert!(
+            answer.starts_with("HTTP/1.1 400 ") && answer.contains("/home/me: there are no folders"),
+            "{answer}"
+        );
+        assert!(stage.dials.try_recv().is_err());
+    }
+}
+
+#[tokio::test]
+async fn a_body_that_was_looked_at_reaches_the_engine_unchanged_but_for_paths() {
+    let mut stage = stage(None);
+    let socket = r#"{"HostConfig":{"Binds":["/here/docker.sock:/s"]}}"#;
+    let theirs = r#"{"HostConfig":{"Binds":["/run/docker.sock:/s"]}}"#;
+    let plain = r#"{"Image":"busybox", "x" :1}"#;
+    for (sent, arrives) in [(socket, theirs), (plain, plain)] {
+        let head = "POST /containers/create HTTP/1.1\r\nHost: d\r\n";
+        let request = format!("{head}Expect: 100-continue\r\nContent-Length: {}\r\n\r\n", sent.len());
+        stage.client.write_all(request.as_bytes()).await.unwrap();
+        expect(&mut stage.client, "HTTP/1.1 100 Continue\r\n\r\n").await;
+        stage.client.write_all(sent.as_bytes()).await.unwrap();
+        let mut engine = stage.dials.recv().await.unwrap();
+        expect(&mut engine, &format!("{head}Content-Length: {}\r\n\r\n{arrives}", arrives.len())).await;
+        let answer = "HTTP/1.1 201 Created\r\nContent-Length: 2\r\n\r\n{}";
+        engine.write_all(answer.as_bytes()).await.unwrap();
+        expect(&mut stage.client, answer).await;
+    }
+}
+
+#[tokio::test]
+async fn an_answer_without_the_engine_takes_no_lease_and_keeps_the_connection() {
+    let mut stage = stage(None);
+    for _ in 0..2 {
+        stage.client.write_all(b"GET /_ping HTTP/1.1\r\n\r\n").await.unwrap();
+        expect(&mut stage.client, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nOK").await;
+    }
+    stage.client.write_all(b"GET /events HTTP/1.1\r\n\r\n").await.unwrap();
+    let chunks = "8\r\n{\"a\":1}\n\r\n3\r\n{}\n\r\n0\r\n\r\n";
+    expect(&mut stage.client, &format!("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n{chunks}"))
+        .await;
+    assert!(stage.dials.try_recv().is_err() && stage.held() == 0);
+    drop(stage.ask("GET /images/get HTTP/1.1\r\n\r\n").await);
+}
+
+#[tokio::test]
+async fn a_client_that_is_still_sending_sees_why_it_is_refused() {
+    let mut stage = stage(Some(Refusal { status: 503, message: "no VM".into() }));
+    let (mut reader, mut writer) = stage.client.split();
+    let sending = async {
+        writer.write_all(b"POST /images/load HTTP/1.1\r\nContent-Length: 8388608\r\n\r\n").await?;
+        writer.write_all(&vec![0; 8 << 20]).await
+    };
+    let mut answer = String::new();
+    let (sent, read) = tokio::join!(sending, reader.read_to_string(&mut answer));
+    sent.unwrap();
+    read.unwrap();
+    assert!(answer.ends_with(r#"{"message":"no VM"}"#), "{answer}");
+}
+
+#[tokio::test]
+async fn an_engine_that_hangs_up_is_an_answer_not_silence() {
+    let mut stage = stage(None);
+    drop(stage.ask("GET /images/get HTTP/1.1\r\n\r\n").await);
+    let mut answer = String::new();
+    stage.client.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 502 "), "{answer}");
+}

@@ -1,0 +1,95 @@
+//! A connection that has become a byte stream, and how long anybody is waited for.
+
+use std::future::Future;
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::unix::{ReadHalf, WriteHalf};
+use tokio::sync::Notify;
+use tokio::time::sleep;
+
+use crate::client::{BUFFER_BYTES, Broken, until_hung_up};
+use crate::relay::STALLED_AFTER;
+
+/// How long the engine may take to see to the last bytes of a client that has gone.
+const LAST_BYTES_WITHIN: Duration = Duration::from_secs(10);
+
+/// Tells once when somebody was waited for too long to keep a VM awake for.
+#[derive(Debug, Default)]
+pub(crate) struct Patience {
+    lost: Notify,
+    told: AtomicBool,
+}
+
+impl Patience {
+    /// Does `work`, however long it takes; if that is longer than `limit`, patience is lost.
+    pub(crate) async fn of<T>(&self, limit: Duration, work: impl Future<Output = T>) -> T {
+        tokio::pin!(work);
+        tokio::select! {
+            biased;
+            done = &mut work => return done,
+            () = sleep(limit) => {}
+        }
+        if !self.told.swap(true, Ordering::Relaxed) {
+            self.lost.notify_one();
+        }
+        work.await
+    }
+
+    /// Waits until patience is lost.
+    pub(crate) async fn lost(&self) {
+        self.lost.notified().await;
+    }
+}
+
+/// Bytes both ways, each direction to its own end.
+pub(crate) async fn splice(
+    reader: &mut ReadHalf<'_>,
+    writer: &mut WriteHalf<'_>,
+    from_engine: &mut (impl AsyncRead + Unpin),
+    to_engine: &mut (impl AsyncWrite + Unpin),
+    patience: &Patience,
+) -> Result<(), Broken> {
+    let client = reader.as_ref().as_fd().try_clone_to_owned()?;
+    let up = async {
+        // An engine that reads no more may still have much to say: only its own end is the end.
+        let _ = copy_up(reader, to_engine).await;
+        std::future::pending::<()>().await;
+    };
+    let down = async {
+        let mut buffer = vec![0; BUFFER_BYTES];
+        loop {
+            let count = from_engine.read(&mut buffer).await?;
+            if count == 0 {
+                break;
+            }
+            patience.of(STALLED_AFTER, writer.write_all(&buffer[..count])).await?;
+        }
+        Ok(writer.shutdown().await?)
+    };
+    let left = async {
+        let gone = until_hung_up(&client).await;
+        sleep(LAST_BYTES_WITHIN).await;
+        gone
+    };
+    tokio::select! {
+        done = down => done,
+        () = up => Ok(()),
+        gone = left => Err(gone),
+    }
+}
+
+async fn copy_up(reader: &mut ReadHalf<'_>, engine: &mut (impl AsyncWrite + Unpin)) -> io::Result<()> {
+    let mut buffer = vec![0; BUFFER_BYTES];
+    loop {
+        let count = reader.read(&mut buffer).await?;
+        if count == 0 {
+            return engine.shutdown().await;
+        }
+        engine.write_all(&buffer[..count]).await?;
+        engine.flush().await?;
+    }
+}

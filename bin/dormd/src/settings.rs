@@ -62,6 +62,14 @@ pub(crate) struct Settings {
     pub(crate) idle_timeout: IdleTimeout,
     /// Longest bring-up, in seconds.
     pub(crate) boot_timeout_seconds: u64,
+    /// May reads be answered without waking the VM?
+    #[serde(default = "yes")]
+    pub(crate) asleep_answers: bool,
+}
+
+/// Of records that say nothing about it.
+fn yes() -> bool {
+    true
 }
 
 /// What this host can do, as far as defaults depend on it.
@@ -119,6 +127,7 @@ impl Settings {
             temporary: wish.temporary,
             idle_timeout: wish.idle_timeout,
             boot_timeout_seconds: wish.boot_timeout_seconds.unwrap_or(BOOT_TIMEOUT_SECONDS),
+            asleep_answers: wish.asleep_answers.unwrap_or(true),
         };
         settings.check(host)?;
         Ok(settings)
@@ -165,6 +174,7 @@ impl Settings {
             ephemeral: self.ephemeral,
             idle_timeout,
             boot_timeout_seconds: self.boot_timeout_seconds,
+            asleep_answers: self.asleep_answers,
             cpus: self.cpus,
             memory_mib: self.memory_mib,
             storage_bytes: self.storage_bytes,

@@ -37,6 +37,8 @@ pub struct HostSettings {
     pub idle_timeout: IdleTimeout,
     /// Longest bring-up, in seconds.
     pub boot_timeout_seconds: u64,
+    /// May reads be answered without waking the VM?
+    pub asleep_answers: bool,
     /// For display: virtual CPUs.
     pub cpus: u32,
     /// For display: RAM in MiB.

@@ -108,6 +108,10 @@ pub struct CreateSession {
     /// Longest bring-up; 240 s when absent.
     #[serde(default)]
     pub boot_timeout_seconds: Option<u64>,
+    /// May reads of the engine be answered without waking it, from what it answered before it fell asleep? Yes when
+    /// absent.
+    #[serde(default)]
+    pub asleep_answers: Option<bool>,
 }
 
 impl CreateSession {
@@ -125,6 +129,7 @@ impl CreateSession {
             storage_bytes: None,
             idle_timeout: IdleTimeout::default(),
             boot_timeout_seconds: None,
+            asleep_answers: None,
         }
     }
 }

@@ -44,6 +44,8 @@ pub struct RequestHead {
     pub target: String,
     /// Where the body ends.
     pub framing: BodyFraming,
+    /// HTTP/1.1, not 1.0.
+    pub is_http_1_1: bool,
     /// The connection may carry another request after this one.
     pub keep_alive: bool,
     /// The client waits for `100 Continue` before it sends the body.
@@ -144,12 +146,13 @@ pub fn parse_request(bytes: Bytes) -> Result<RequestHead, HeadError> {
     let mut headers = [httparse::EMPTY_HEADER; HEADERS_MAX];
     let mut request = httparse::Request::new(&mut headers);
     expect_complete(request.parse(&bytes))?;
-    let fields = Fields::read(request.headers, request.version == Some(1))?;
+    let is_http_1_1 = request.version == Some(1);
+    let fields = Fields::read(request.headers, is_http_1_1)?;
     let framing = fields.framing.of_request()?;
     let method = request.method.unwrap_or_default().to_owned();
     let target = request.path.unwrap_or_default().to_owned();
     let (keep_alive, expects_continue) = (fields.keep_alive, fields.expects_continue);
-    Ok(RequestHead { bytes, method, target, framing, keep_alive, expects_continue })
+    Ok(RequestHead { bytes, method, target, framing, is_http_1_1, keep_alive, expects_continue })
 }
 
 /// Parses a complete response head. `method` is the request's: it decides whether a body follows.

@@ -6,16 +6,19 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use dormouse_agent_proto::Target;
+use dormouse_api::{Phase, SessionState};
 use dormouse_docker_proxy::{Answer, Class, Engine, Mount, Refusal, RequestHead};
 use dormouse_lifecycle::{HoldKind, Policy};
 use dormouse_mux::Stream;
 
+use crate::asleep::Asleep;
 use crate::owner::{Claimant, HeldLease, Owner};
 
 /// The session's engine as one client sees it.
 #[derive(Debug, Clone)]
 pub(crate) struct SessionEngine {
     pub(crate) owner: Owner,
+    pub(crate) asleep: Asleep,
     /// Who the client is, in words.
     pub(crate) client: Arc<str>,
 }
@@ -31,8 +34,16 @@ pub(crate) struct RequestLease {
 impl Engine for SessionEngine {
     type Lease = RequestLease;
 
-    async fn answer(&self, _: &RequestHead, _: Class) -> Result<Option<Answer>, Refusal> {
-        Ok(None)
+    async fn answer(&self, request: &RequestHead, class: Class) -> Result<Option<Answer>, Refusal> {
+        if class != Class::Reads {
+            return Ok(None);
+        }
+        self.asleep.asked(request);
+        let info = self.owner.info();
+        let info = info.borrow();
+        let sleeps = info.vm.phase == Phase::Absent && info.state == SessionState::Running;
+        let answer = sleeps.then(|| self.asleep.answer(request, info.vm.generation)).flatten();
+        Ok(answer.map(Answer::Whole))
     }
 
     async fn lease(&self, request: &RequestHead, class: Class) -> Result<RequestLease, Refusal> {

@@ -30,6 +30,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::time::{sleep, timeout};
 
+use crate::asleep::Asleep;
 use crate::docker::SessionEngine;
 use crate::link::{Link, Listeners, Order};
 use crate::machine::{Machines, Qemus};
@@ -81,6 +82,7 @@ pub enum HostError {
 #[derive(Debug, Clone)]
 pub(crate) struct Served {
     pub(crate) owner: Owner,
+    pub(crate) asleep: Asleep,
     pub(crate) console: watch::Receiver<Option<Arc<Console>>>,
     /// Who is connected, in words.
     pub(crate) client: Arc<str>,
@@ -103,15 +105,17 @@ pub async fn serve(start: Start) -> Result<(), HostError> {
     let config = config(&settings);
     let (orders, inbox) = mpsc::channel(16);
     let (link_sender, link) = Link::new(settings.id.clone());
+    let asleep = Asleep::load(&session_dir, settings.asleep_answers);
     let facts = Facts {
         settings: settings.clone(),
         session_dir: session_dir.clone(),
         runtime_dir: runtime_dir.clone(),
+        asleep: asleep.clone(),
     };
     let (console_sender, console) = watch::channel(None);
     let factory = link.clone();
     let owner = Owner::start(facts, config, |inbox| {
-        let machines = Qemus::new(factory, runtime_dir, inbox);
+        let machines = Qemus::new(factory, runtime_dir, inbox, asleep.clone());
         let console = machines.console();
         tokio::spawn(forward_console(console, console_sender));
         machines
@@ -119,7 +123,7 @@ pub async fn serve(start: Start) -> Result<(), HostError> {
     Link::serve(service, settings.id, listeners, owner.info(), orders, (link_sender, link.clone()));
     tokio::spawn(keep_info(owner.info(), session_dir));
 
-    let served = Served { owner, console, client: "".into() };
+    let served = Served { owner, asleep, console, client: "".into() };
     let (accepting, accepts) = watch::channel(true);
     let clients = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let doors = Doors { accepts, clients: Arc::clone(&clients), served: served.clone(), uid: settings.owner };
@@ -229,7 +233,8 @@ impl Doors {
         tokio::spawn(async move {
             match door {
                 Door::Docker => {
-                    let engine = SessionEngine { owner: served.owner, client: served.client };
+                    let engine =
+                        SessionEngine { owner: served.owner, asleep: served.asleep, client: served.client };
                     dormouse_docker_proxy::serve(stream, engine).await;
                 }
                 Door::Control => {

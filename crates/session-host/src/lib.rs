@@ -8,6 +8,7 @@
 //!
 //! The guest can be reached through a [`Lease`] only.
 
+pub mod asleep;
 mod clock;
 mod control;
 mod docker;

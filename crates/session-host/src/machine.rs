@@ -12,10 +12,12 @@ mod bring_up;
 mod census;
 
 use std::future::Future;
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use dormouse_agent_proto::Target;
 use dormouse_lifecycle::{Ask, Event, Generation, StartHow};
 use dormouse_mux::Agent;
 use dormouse_vm::{Console, Vm};
@@ -25,6 +27,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::bring_up::{BringUp, Origin};
 pub(crate) use self::census::census;
+use crate::asleep::Asleep;
 use crate::owner::{Inbox, Message};
 
 /// A bring-up that makes no progress for so long has failed.
@@ -68,6 +71,7 @@ struct Shared<F> {
     factory: F,
     runtime_dir: PathBuf,
     inbox: Inbox,
+    asleep: Asleep,
     console: watch::Sender<Option<Arc<Console>>>,
 }
 
@@ -83,9 +87,9 @@ struct Present {
 impl<F: Factory> Qemus<F> {
     /// VMs of this session.
     #[must_use]
-    pub fn new(factory: F, runtime_dir: PathBuf, inbox: Inbox) -> Self {
+    pub fn new(factory: F, runtime_dir: PathBuf, inbox: Inbox, asleep: Asleep) -> Self {
         let console = watch::channel(None).0;
-        Self { shared: Arc::new(Shared { factory, runtime_dir, inbox, console }), present: None }
+        Self { shared: Arc::new(Shared { factory, runtime_dir, inbox, asleep, console }), present: None }
     }
 
     fn begin(&mut self, generation: Generation, bound: Duration, origin: Origin) {
@@ -123,7 +127,10 @@ impl<F: Factory> Machines for Qemus<F> {
             self.kill(ask.generation);
             return;
         };
+        let asleep = self.shared.asleep.clone();
         tokio::spawn(async move {
+            let dial = || async { agent.dial(Target::Engine).await.map_err(io::Error::other) };
+            asleep.capture(dial, ask.generation.0).await;
             // What doesn't answer is killed by the core when the bound has passed.
             if let Err(error) = agent.power_off().await {
                 tracing::warn!(generation = ask.generation.0, %error, "the guest did not take the power-off");

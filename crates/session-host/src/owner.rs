@@ -84,6 +84,8 @@ pub struct Facts {
     pub session_dir: PathBuf,
     /// Where the sockets lie.
     pub runtime_dir: PathBuf,
+    /// What is answered while the VM sleeps.
+    pub asleep: crate::asleep::Asleep,
 }
 
 /// A handle on the owner task. Clones are the same owner.

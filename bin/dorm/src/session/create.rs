@@ -59,6 +59,7 @@ impl From<Create> for CreateSession {
             storage_bytes: create.storage_size,
             idle_timeout: create.idle_timeout,
             boot_timeout_seconds: create.boot_timeout,
+            asleep_answers: None,
             ..Self::named(create.name)
         }
     }

@@ -210,6 +210,9 @@ impl<M: Machines> Task<M> {
     }
 
     fn record(&mut self, record: &Record) {
+        if let Record::Slept { generation, trouble: None, .. } = record {
+            self.facts.asleep.seal(generation.0);
+        }
         let entry = view::history_entry(record);
         tracing::info!(
             what = entry.what,

@@ -1,0 +1,350 @@
+//! What is answered while the VM sleeps.
+//!
+//! An engine that sleeps can't change, so what it answered last is still the answer. It is asked inside the sleep, after
+//! the last recount and before the agent's streams close:
+//!
+//! ```text
+//! Committed ─► capture ─► asleep.json.new ─► the VM is gone, in order ─► seal: asleep.json ─► answered from
+//! ```
+//!
+//! An answer counts only while there is no VM, and only if the latest generation's sleep was sealed: after a crash, or a
+//! sleep that went wrong, everything wakes. Asked is a fixed set for each version of the API that clients use, and
+//! whatever they asked within the last hour.
+
+mod answers;
+mod present;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::future::Future;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use dormouse_docker_proxy::{
+    BodyScanner, HeadScanner, RequestHead, ResponseHead, parse_response, version_of,
+};
+use jiff::Timestamp;
+use serde::Deserialize;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::time::{Instant, timeout, timeout_at};
+
+use self::answers::{Answers, Kept, Question};
+use self::present::{containers_with_a_time, take_apart};
+
+/// What is asked for each version of the API: what the docker CLI, compose and IDEs ask of their own accord.
+const FIXED: &[(&str, &str)] = &[
+    ("GET", "/version"),
+    ("GET", "/info"),
+    ("GET", "/containers/json"),
+    ("GET", "/containers/json?all=1"),
+    ("GET", "/images/json"),
+    ("GET", "/images/json?all=1"),
+    ("GET", "/volumes"),
+    ("GET", "/networks"),
+];
+
+/// And without a version.
+const PINGS: &[(&str, &str)] = &[("HEAD", "/_ping"), ("GET", "/_ping"), ("GET", "/version")];
+
+/// For how long a question is remembered.
+const ASKED_WITHIN: Duration = Duration::from_secs(3600);
+
+/// Questions that are remembered, and versions of the API.
+const QUESTIONS_MAX: usize = 256;
+const VERSIONS_MAX: usize = 4;
+
+/// Longest target that is remembered, in bytes.
+const TARGET_BYTES_MAX: usize = 4096;
+
+/// Longest answer that is kept, and all of them together, in bytes.
+const ANSWER_BYTES_MAX: usize = 4 * 1024 * 1024;
+const ANSWERS_BYTES_MAX: usize = 32 * 1024 * 1024;
+
+/// Containers whose times are asked for.
+const CONTAINERS_MAX: usize = 256;
+
+/// One answer may take so long, and all of them together: a sleep isn't held up for more.
+const ANSWER_WITHIN: Duration = Duration::from_secs(5);
+const CAPTURE_WITHIN: Duration = Duration::from_secs(15);
+
+/// The answers of one session. Clones are the same answers.
+#[derive(Debug, Clone)]
+pub struct Asleep {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    folder: PathBuf,
+    enabled: bool,
+    memory: Mutex<Memory>,
+}
+
+#[derive(Debug, Default)]
+struct Memory {
+    asked: BTreeMap<Question, Instant>,
+    versions: BTreeSet<String>,
+    /// Captured in a sleep that isn't over.
+    captured: Option<Arc<Answers>>,
+    /// Of the latest sleep that went in order.
+    sealed: Option<Arc<Answers>>,
+}
+
+impl Asleep {
+    /// Answers that an earlier host left in the session's folder. What can't be read is as good as none.
+    #[must_use]
+    pub fn load(folder: &Path, enabled: bool) -> Self {
+        let shared = Shared { folder: folder.to_owned(), enabled, memory: Mutex::new(Memory::default()) };
+        let mut memory = Memory::default();
+        let sealed = read(&shared.sealed_path()).ok().and_then(|bytes| Answers::from_bytes(&bytes));
+        if let Some(sealed) = sealed {
+            let now = Instant::now();
+            memory.versions = sealed.kept.keys().filter_map(|question| version(&question.target)).collect();
+            memory.asked = sealed.kept.keys().map(|question| (question.clone(), now)).collect();
+            memory.sealed = Some(Arc::new(sealed));
+        }
+        Self { shared: Arc::new(Shared { memory: Mutex::new(memory), ..shared }) }
+    }
+
+    /// Remembers that this was asked, so that it is asked before the next sleep.
+    pub(crate) fn asked(&self, request: &RequestHead) {
+        if !self.shared.enabled || request.target.len() > TARGET_BYTES_MAX {
+            return;
+        }
+        let mut memory = self.memory();
+        if memory.versions.len() < VERSIONS_MAX {
+            memory.versions.extend(version(&request.target));
+        }
+        memory.asked.insert(Question::new(&request.method, &request.target), Instant::now());
+        if memory.asked.len() > QUESTIONS_MAX {
+            let oldest = memory.asked.iter().min_by_key(|(_, at)| **at).map(|(question, _)| question.clone());
+            if let Some(oldest) = oldest {
+                memory.asked.remove(&oldest);
+            }
+        }
+    }
+
+    /// What the engine would answer, if it fell asleep in order with this generation.
+    pub(crate) fn answer(&self, request: &RequestHead, generation: u64) -> Option<Bytes> {
+        // HTTP/1.0 knows no chunks.
+        if !self.shared.enabled || !request.is_http_1_1 {
+            return None;
+        }
+        let sealed = self.memory().sealed.clone()?;
+        if sealed.generation != generation {
+            return None;
+        }
+        let kept = sealed.kept.get(&Question::new(&request.method, &request.target))?;
+        Some(kept.at(&request.method, Timestamp::now()))
+    }
+
+    /// Asks the engine what it may be asked while it sleeps. Called inside a sleep: nothing changes any more. Whatever
+    /// goes wrong, fewer answers are kept.
+    pub(crate) async fn capture<D, F, S>(&self, dial: D, generation: u64)
+    where
+        D: Fn() -> F,
+        F: Future<Output = io::Result<S>>,
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        if !self.shared.enabled {
+            return;
+        }
+        let begun = Instant::now();
+        let asking = Asking { dial, stream: None, since: BTreeMap::new() };
+        let answers = asking.all(self.questions(), generation, begun + CAPTURE_WITHIN).await;
+        tracing::debug!(count = answers.kept.len(), took = ?begun.elapsed(), "answers kept for the sleep");
+        let answers = Arc::new(answers);
+        self.memory().captured = Some(Arc::clone(&answers));
+        let path = self.shared.captured_path();
+        let written = tokio::task::spawn_blocking(move || fs::write(path, answers.to_bytes()?)).await;
+        if !matches!(written, Ok(Ok(()))) {
+            tracing::warn!(?written, "answers can't be kept on the disk");
+        }
+    }
+
+    /// This generation is gone, as it should be: what was captured counts from now on.
+    pub(crate) fn seal(&self, generation: u64) {
+        let mut memory = self.memory();
+        let captured = memory.captured.take().filter(|captured| captured.generation == generation);
+        if let Some(captured) = captured {
+            memory.sealed = Some(captured);
+            if let Err(error) = fs::rename(self.shared.captured_path(), self.shared.sealed_path()) {
+                tracing::warn!(%error, "answers can't be kept on the disk");
+            }
+        }
+    }
+
+    fn questions(&self) -> BTreeSet<Question> {
+        let memory = self.memory();
+        let mut questions: BTreeSet<_> =
+            PINGS.iter().map(|(method, target)| Question::new(method, target)).collect();
+        for version in &memory.versions {
+            let fixed = FIXED.iter().map(|(method, path)| Question::new(method, &format!("{version}{path}")));
+            questions.extend(fixed);
+        }
+        let recent = memory.asked.iter().filter(|(_, at)| at.elapsed() < ASKED_WITHIN);
+        questions.extend(recent.map(|(question, _)| question.clone()));
+        questions
+    }
+
+    fn memory(&self) -> MutexGuard<'_, Memory> {
+        self.shared.memory.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+}
+
+impl Shared {
+    fn sealed_path(&self) -> PathBuf {
+        self.folder.join("asleep.json")
+    }
+
+    fn captured_path(&self) -> PathBuf {
+        self.folder.join("asleep.json.new")
+    }
+}
+
+fn read(path: &Path) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    // JSON escapes make texts longer, by a factor that is small for what engines say.
+    fs::File::open(path)?.take(4 * ANSWERS_BYTES_MAX as u64).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+fn version(target: &str) -> Option<String> {
+    let version = version_of(target);
+    (!version.is_empty() && version.len() < 16).then(|| version.to_owned())
+}
+
+/// Puts one question after the other to the engine, over one connection as long as it lasts.
+struct Asking<D, S> {
+    dial: D,
+    stream: Option<S>,
+    /// Since when containers are what they are.
+    since: BTreeMap<String, Timestamp>,
+}
+
+impl<D, F, S> Asking<D, S>
+where
+    D: Fn() -> F,
+    F: Future<Output = io::Result<S>>,
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    async fn all(mut self, questions: BTreeSet<Question>, generation: u64, deadline: Instant) -> Answers {
+        let mut answers = Answers { generation, kept: BTreeMap::new() };
+        let mut left = ANSWERS_BYTES_MAX;
+        for question in questions {
+            match timeout_at(deadline, self.one(&question)).await {
+                Ok(Ok(Some((kept, length)))) if length <= left => {
+                    left -= length;
+                    answers.kept.insert(question, kept);
+                }
+                Ok(Ok(_)) => {}
+                Ok(Err(error)) => {
+                    tracing::debug!(target = question.target, %error, "no answer to keep");
+                    self.stream = None;
+                }
+                Err(_late) => break,
+            }
+        }
+        answers
+    }
+
+    /// `None`: an answer that can't be kept.
+    async fn one(&mut self, question: &Question) -> io::Result<Option<(Kept, usize)>> {
+        let (head, body) = self.ask(&question.method, &question.target).await?;
+        let (Ok(text), Ok(body)) = (str::from_utf8(&head.bytes), String::from_utf8(body)) else {
+            return Ok(None);
+        };
+        if head.status >= 500 {
+            return Ok(None);
+        }
+        let path = question.target.split('?').next().unwrap_or_default();
+        let path = &path[version_of(path).len()..];
+        for id in containers_with_a_time(path, &body) {
+            if !self.since.contains_key(&id)
+                && self.since.len() < CONTAINERS_MAX
+                && let Some(since) = self.since_of(&id).await?
+            {
+                self.since.insert(id, since);
+            }
+        }
+        let length = text.len() + body.len();
+        let parts = take_apart(path, &body, &self.since);
+        Ok(parts.map(|body| (Kept { head: text.to_owned(), body }, length)))
+    }
+
+    /// Since when a container runs, or doesn't.
+    async fn since_of(&mut self, id: &str) -> io::Result<Option<Timestamp>> {
+        #[derive(Deserialize)]
+        #[serde(rename_all = "PascalCase")]
+        struct Container {
+            state: State,
+        }
+        #[derive(Deserialize)]
+        #[serde(rename_all = "PascalCase")]
+        struct State {
+            running: bool,
+            restarting: bool,
+            started_at: Timestamp,
+            finished_at: Timestamp,
+        }
+        let (_, body) = self.ask("GET", &format!("/containers/{id}/json")).await?;
+        let Ok(Container { state }) = serde_json::from_slice(&body) else { return Ok(None) };
+        let runs = state.running && !state.restarting;
+        Ok(Some(if runs { state.started_at } else { state.finished_at }))
+    }
+
+    async fn ask(&mut self, method: &str, target: &str) -> io::Result<(ResponseHead, Vec<u8>)> {
+        let asking = async {
+            let mut stream = match self.stream.take() {
+                Some(stream) => stream,
+                None => (self.dial)().await?,
+            };
+            let request = format!("{method} {target} HTTP/1.1\r\nHost: docker\r\n\r\n");
+            stream.write_all(request.as_bytes()).await?;
+            let (head, body) = response(&mut stream, method).await?;
+            if head.keep_alive {
+                self.stream = Some(stream);
+            }
+            Ok((head, body))
+        };
+        timeout(ANSWER_WITHIN, asking).await?
+    }
+}
+
+async fn response(
+    stream: &mut (impl AsyncRead + Unpin),
+    method: &str,
+) -> io::Result<(ResponseHead, Vec<u8>)> {
+    let (mut scanner, mut bytes) = (HeadScanner::default(), BytesMut::new());
+    let head = loop {
+        if let Some(head) = scanner.take(&mut bytes).map_err(io::Error::other)? {
+            break parse_response(head, method).map_err(io::Error::other)?;
+        }
+        if stream.read_buf(&mut bytes).await? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+    };
+    let (mut scanner, mut body) = (BodyScanner::new(head.framing), Vec::new());
+    loop {
+        let used = scanner.advance(&bytes, |part| body.extend_from_slice(part)).map_err(io::Error::other)?;
+        let _ = bytes.split_to(used);
+        if scanner.is_done() {
+            return Ok((head, body));
+        }
+        if body.len() > ANSWER_BYTES_MAX {
+            return Err(io::Error::other("the answer is too long to be kept"));
+        }
+        if stream.read_buf(&mut bytes).await? == 0 {
+            return match scanner.is_until_close() {
+                true => Ok((head, body)),
+                false => Err(io::ErrorKind::UnexpectedEof.into()),
+            };
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

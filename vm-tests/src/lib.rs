@@ -2,6 +2,8 @@
 //!
 //! Whatever a test makes goes away with its [`Home`]: folders by their drop, VMs because each is killed by pid.
 
+pub mod stage;
+
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -17,6 +19,11 @@ use tokio::time::Instant;
 
 /// Longest boot under emulation on a machine that does other things too.
 pub const BOOT_WITHIN: Duration = Duration::from_secs(240);
+
+/// Says what was measured. Bounds in tests are for hangs; `scripts/test-long` collects these lines from a quiet machine.
+pub fn figure(name: &str, value: Duration) {
+    println!("figure: {name} = {} ms", value.as_millis());
+}
 
 /// The store of guest images that tests boot: `DORM_IMAGES`, else `build/images` of this project.
 #[must_use]

@@ -1,0 +1,362 @@
+//! A home of its own with the real service in it, and the real docker client before it.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use command_fds::{CommandFdExt, FdMapping};
+use dormouse_api::{CreateSession, HoldKind, IdleTimeout, Phase, SessionInfo, SleepAnswer};
+use dormouse_client::{ClientError, Endpoint};
+use dormouse_vm::VmRecord;
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::{images, project};
+
+/// Longest wait for a state of a session. It is for hangs: a loaded machine takes a multiple of what a quiet one does.
+pub const STATE_WITHIN: Duration = Duration::from_secs(300);
+
+/// Longest wait for a client of docker.
+const CLIENT_WITHIN: Duration = Duration::from_secs(400);
+
+/// A home with a service. Whatever runs in it ends with it.
+#[derive(Debug)]
+pub struct Stage {
+    folder: tempfile::TempDir,
+    variables: Vec<(&'static str, OsString)>,
+    service: Child,
+}
+
+/// A program of ours, built beside the running test.
+#[must_use]
+pub fn program(name: &str) -> PathBuf {
+    let test = std::env::current_exe().unwrap_or_default();
+    test.parent().and_then(|deps| deps.parent()).map_or_else(|| name.into(), |folder| folder.join(name))
+}
+
+fn start_service(folder: &Path, variables: &[(&'static str, OsString)]) -> Result<Child> {
+    let (mut ready, writer) = std::io::pipe()?;
+    let log = File::options().create(true).append(true).open(folder.join("dormd.log"))?;
+    let mut command = Command::new(program("dormd"));
+    command
+        .args(["--ready-fd", "3"])
+        .env("DORM_HOME", folder)
+        .env("DORM_IMAGES", images())
+        .env("DORM_NETWORK", "none")
+        .envs(variables.iter().map(|(name, value)| (name, value)))
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(log)
+        .fd_mappings(vec![FdMapping { parent_fd: writer.into(), child_fd: 3 }])?;
+    let child = command.spawn().context("can't start dormd")?;
+    // The command holds the pipe until it is dropped.
+    drop(command);
+    let mut word = [0; 6];
+    ready.read_exact(&mut word).context("dormd did not start")?;
+    Ok(child)
+}
+
+impl Stage {
+    /// A home with a service, and guests without a network.
+    ///
+    /// # Errors
+    /// When the service doesn't start.
+    pub fn new() -> Result<Self> {
+        Self::with(&[])
+    }
+
+    /// The same, with environment variables for the service.
+    ///
+    /// # Errors
+    /// When the service doesn't start.
+    pub fn with(variables: &[(&'static str, OsString)]) -> Result<Self> {
+        let folder = tempfile::Builder::new().prefix("dorm").tempdir()?;
+        let variables = variables.to_vec();
+        let service = start_service(folder.path(), &variables)?;
+        Ok(Self { folder, variables, service })
+    }
+
+    /// The folder that all of it lies in (`DORM_HOME`).
+    #[must_use]
+    pub fn home(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// The service's API.
+    #[must_use]
+    pub fn service(&self) -> Endpoint {
+        Endpoint::new(self.home().join("run/dormd.sock"))
+    }
+
+    /// The service's process.
+    #[must_use]
+    pub fn service_pid(&self) -> Pid {
+        pid(self.service.id())
+    }
+
+    /// Kills the service as a power cut would.
+    ///
+    /// # Errors
+    /// When it can't be waited for.
+    pub fn kill_service(&mut self) -> Result<()> {
+        self.service.kill()?;
+        self.service.wait()?;
+        Ok(())
+    }
+
+    /// Asks the service to end, and waits until it has.
+    ///
+    /// # Errors
+    /// When it does not end.
+    pub fn stop_service(&mut self) -> Result<()> {
+        kill_process(self.service_pid(), Signal::TERM)?;
+        self.service.wait()?;
+        Ok(())
+    }
+
+    /// Starts another service after the last one ended.
+    ///
+    /// # Errors
+    /// When it doesn't start.
+    pub fn start_service(&mut self) -> Result<()> {
+        self.service = start_service(self.home(), &self.variables)?;
+        Ok(())
+    }
+
+    /// Makes a session.
+    ///
+    /// # Errors
+    /// The service's.
+    pub async fn make(&self, wish: &CreateSession) -> Result<SessionInfo, ClientError> {
+        self.service().call(http::Method::POST, "/v1/sessions", wish).await
+    }
+
+    /// Makes the session `default` with this grace period.
+    ///
+    /// # Errors
+    /// The service's.
+    pub async fn create(&self, idle_seconds: u64) -> Result<SessionInfo> {
+        let mut wish = CreateSession::named("default".parse()?);
+        wish.idle_timeout = IdleTimeout::Seconds(idle_seconds);
+        Ok(self.make(&wish).await?)
+    }
+
+    /// The docker client on a session's socket.
+    #[must_use]
+    pub fn docker(&self, session: &SessionInfo, arguments: &[&str]) -> Command {
+        let mut command = Command::new(project().join("build/clients/docker"));
+        command
+            .args(arguments)
+            .env("DOCKER_HOST", format!("unix://{}", session.docker_socket.display()))
+            .env("DOCKER_CONFIG", self.home().join("docker-config"))
+            .stdin(Stdio::null());
+        command
+    }
+
+    /// Runs docker to its end, whatever that is.
+    ///
+    /// # Errors
+    /// When it can't be run, or hangs.
+    pub async fn run(&self, session: &SessionInfo, arguments: &[&str]) -> Result<Output> {
+        self.finish(session, self.docker(session, arguments)).await
+    }
+
+    /// Runs a command to its end, whatever that is. One that hangs is killed.
+    ///
+    /// # Errors
+    /// When it can't be run, or hangs; with the logs.
+    pub async fn finish(&self, session: &SessionInfo, command: Command) -> Result<Output> {
+        let shown = format!("{command:?}");
+        let mut command = tokio::process::Command::from(command);
+        let output = tokio::time::timeout(CLIENT_WITHIN, command.kill_on_drop(true).output());
+        match output.await {
+            Ok(output) => Ok(output?),
+            Err(_) => bail!("{shown} hangs\n{}", self.logs(session)),
+        }
+    }
+
+    /// Runs docker, fails unless it succeeds, and gives what it printed.
+    ///
+    /// # Errors
+    /// When it fails; with what it said, and the logs.
+    pub async fn succeed(&self, session: &SessionInfo, arguments: &[&str]) -> Result<String> {
+        let output = self.run(session, arguments).await?;
+        let errors = String::from_utf8_lossy(&output.stderr);
+        ensure!(
+            output.status.success(),
+            "docker {arguments:?} ended with {}: {errors}\n{}",
+            output.status,
+            self.logs(session)
+        );
+        Ok(String::from_utf8(output.stdout)?)
+    }
+
+    /// Brings the test's image into a session's engine.
+    ///
+    /// # Errors
+    /// When that fails.
+    pub async fn load_busybox(&self, session: &SessionInfo) -> Result<()> {
+        let image = project().join("build/busybox.tar");
+        self.succeed(session, &["load", "--input", image.to_str().context("paths are UTF-8")?]).await?;
+        Ok(())
+    }
+
+    /// What the service and the session's host logged.
+    #[must_use]
+    pub fn logs(&self, session: &SessionInfo) -> String {
+        let logs = [self.home().join("dormd.log"), runtime(self, session).join("host.log")];
+        logs.map(|log| std::fs::read_to_string(log).unwrap_or_default()).join("\n-- host --\n")
+    }
+
+    /// Processes of this home: those whose command line or environment names it, without this one.
+    ///
+    /// # Errors
+    /// When `/proc` can't be read.
+    pub fn processes(&self) -> Result<Vec<Pid>> {
+        let ours = self.home().to_string_lossy().into_owned();
+        let mut found = Vec::new();
+        for entry in std::fs::read_dir("/proc")? {
+            let Some(number) = entry?.file_name().to_str().and_then(|name| name.parse().ok()) else {
+                continue;
+            };
+            let names_us = |file: &str| {
+                let text = std::fs::read(format!("/proc/{number}/{file}")).unwrap_or_default();
+                String::from_utf8_lossy(&text).contains(&ours)
+            };
+            if number != std::process::id() && (names_us("cmdline") || names_us("environ")) {
+                found.push(pid(number));
+            }
+        }
+        Ok(found)
+    }
+}
+
+impl Drop for Stage {
+    fn drop(&mut self) {
+        if let Ok(None) = self.service.try_wait() {
+            let _ = kill_process(self.service_pid(), Signal::TERM);
+            let _ = self.service.wait();
+        }
+        // What a test left behind, by having killed who would have ended it.
+        for left in self.processes().unwrap_or_default() {
+            let _ = kill_process(left, Signal::KILL);
+        }
+    }
+}
+
+/// A process id.
+///
+/// # Panics
+/// On 0, which is none.
+#[must_use]
+pub fn pid(raw: u32) -> Pid {
+    Pid::from_raw(raw.cast_signed()).expect("a process id is no 0")
+}
+
+/// Where a session's sockets lie.
+#[must_use]
+pub fn runtime(stage: &Stage, session: &SessionInfo) -> PathBuf {
+    stage.home().join("run").join(session.id.as_str())
+}
+
+/// The session, from its host.
+///
+/// # Errors
+/// When that doesn't answer.
+pub async fn inspect(session: &SessionInfo) -> Result<SessionInfo> {
+    Ok(Endpoint::new(&session.control_socket).get("/v1/session").await?)
+}
+
+/// Waits until a session is `terminated`, `absent` or `running`.
+///
+/// # Errors
+/// When it doesn't become that.
+pub async fn becomes(session: &SessionInfo, state: &str) -> Result<SessionInfo> {
+    let control = Endpoint::new(&session.control_socket);
+    let path = format!("/v1/session/wait?for={state}");
+    let waiting = control.get(&path);
+    let became = tokio::time::timeout(STATE_WITHIN, waiting).await;
+    Ok(became.with_context(|| format!("the session doesn't become {state}"))??)
+}
+
+/// Puts a session's VM to sleep as soon as nothing holds it.
+///
+/// # Errors
+/// When it does not fall asleep.
+pub async fn fall_asleep(session: &SessionInfo) -> Result<()> {
+    let asleep = async {
+        loop {
+            let control = Endpoint::new(&session.control_socket);
+            match control.post::<SleepAnswer>("/v1/session/sleep").await? {
+                SleepAnswer::NoVm | SleepAnswer::Asleep { .. } => break,
+                // What the last client held ends a moment after that client.
+                SleepAnswer::Busy { .. } => tokio::time::sleep(Duration::from_millis(100)).await,
+                other => bail!("{other:?}"),
+            }
+        }
+        let info = inspect(session).await?;
+        ensure!(info.vm.phase == Phase::Absent, "{info:?}");
+        Ok(())
+    };
+    tokio::time::timeout(STATE_WITHIN, asleep).await.context("the VM doesn't fall asleep")?
+}
+
+/// Waits until the session is as wanted.
+///
+/// # Errors
+/// When it never is.
+pub async fn until(session: &SessionInfo, wanted: impl Fn(&SessionInfo) -> bool) -> Result<SessionInfo> {
+    let mut changes = Endpoint::new(&session.control_socket).lines("/v1/session/watch").await?;
+    let mut last = None;
+    let found = async {
+        while let Some(info) = changes.next::<SessionInfo>().await? {
+            if wanted(&info) {
+                return Ok(info);
+            }
+            last = Some(info);
+        }
+        bail!("the host went")
+    };
+    match tokio::time::timeout(STATE_WITHIN, found).await {
+        Ok(found) => found,
+        Err(_) => bail!("the session never became what was waited for: {last:#?}"),
+    }
+}
+
+/// Waits for a hold. The engine's word about a container comes a moment after its client's.
+///
+/// # Errors
+/// When nothing of that kind comes to hold the VM.
+pub async fn held_by(session: &SessionInfo, kind: HoldKind) -> Result<SessionInfo> {
+    until(session, |info| info.holds.iter().any(|hold| hold.kind == kind)).await
+}
+
+/// The session's QEMU.
+///
+/// # Errors
+/// When there is none.
+pub fn qemu_of(stage: &Stage, session: &SessionInfo) -> Result<Pid> {
+    let record = VmRecord::read(&runtime(stage, session))?.context("there is no VM")?;
+    Ok(pid(record.process.context("the VM has no process")?.pid))
+}
+
+/// The session's host: the process that was started with this session's runtime directory.
+///
+/// # Errors
+/// When there is none.
+pub fn host_of(session: &SessionInfo) -> Result<Pid> {
+    for entry in std::fs::read_dir("/proc")? {
+        let Some(number) = entry?.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else {
+            continue;
+        };
+        let line = std::fs::read(format!("/proc/{number}/cmdline")).unwrap_or_default();
+        let line = String::from_utf8_lossy(&line).into_owned();
+        if line.contains("dorm-session") && line.contains(session.id.as_str()) {
+            return Ok(pid(number));
+        }
+    }
+    bail!("the session has no host")
+}

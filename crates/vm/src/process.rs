@@ -98,7 +98,7 @@ mod tests {
         let identity = ProcessIdentity::of(child.id().unwrap()).unwrap();
         let process = Process::open(identity).unwrap().unwrap();
         process.kill();
-        tokio::time::timeout(Duration::from_secs(5), process.ended()).await.unwrap();
+        tokio::time::timeout(Duration::from_secs(60), process.ended()).await.unwrap();
         assert!(!child.wait().await.unwrap().success());
         assert!(Process::open(identity).unwrap().is_none());
     }

@@ -1,6 +1,6 @@
 //! How VMs end, with real QEMU and guests of a few bytes.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use crate::support::{Bench, exit, guest, record, within};
 use dormouse_vm::{Adoption, ExitCause, Monitor, RunState, Vm, VmEvent, adopt};
@@ -44,14 +44,14 @@ async fn quitting_and_signals_are_told_apart_from_a_kill() {
 }
 
 #[tokio::test]
-async fn the_death_of_qemu_is_noticed_within_a_second() {
+async fn the_death_of_qemu_is_noticed() {
     let bench = Bench::new().await;
     let (_spawned, vm, mut events) = bench.vm(guest::IDLE).await;
     vm.cont().await.unwrap();
     let killed = Instant::now();
     vm.kill();
     assert_eq!(exit(&mut events).await.cause, ExitCause::Unknown);
-    assert!(killed.elapsed() < Duration::from_secs(1), "{:?}", killed.elapsed());
+    println!("figure: the death of QEMU is noticed = {} ms", killed.elapsed().as_millis());
 }
 
 #[tokio::test]

@@ -108,7 +108,7 @@ async fn introduce(record: &VmRecord, monitor: Monitor) -> Result<(Client, Event
 
 /// The process that was started with `-uuid UUID`: for a record whose writer was killed between starting QEMU and
 /// writing down its pid.
-fn find_by_uuid(uuid: &str) -> io::Result<Option<ProcessIdentity>> {
+pub(crate) fn find_by_uuid(uuid: &str) -> io::Result<Option<ProcessIdentity>> {
     for entry in std::fs::read_dir("/proc")? {
         let name = entry?.file_name();
         let Some(pid) = name.to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };

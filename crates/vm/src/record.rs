@@ -7,8 +7,9 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::adopt::find_by_uuid;
 use crate::config::{NetworkKind, Start};
-use crate::process::ProcessIdentity;
+use crate::process::{Process, ProcessIdentity};
 use crate::socket::Sockets;
 
 /// Version of the record's format.
@@ -119,6 +120,18 @@ impl VmRecord {
             std::fs::rename(&beside, &path)
         };
         write().map_err(|source| RecordError::Io { path: path.clone(), source })
+    }
+
+    /// Is there a process of this VM? It may be on its way out.
+    ///
+    /// # Errors
+    /// When the system refuses to tell about processes.
+    pub fn is_up(&self) -> io::Result<bool> {
+        let identity = match self.process {
+            Some(identity) => Some(identity),
+            None => find_by_uuid(&self.uuid)?,
+        };
+        Ok(identity.map(Process::open).transpose()?.flatten().is_some())
     }
 
     /// Removes what is left of a VM that is gone: its sockets and this record, unless a later generation has put its

@@ -77,6 +77,9 @@ pub enum SpawnError {
         /// What is free.
         free_mib: u64,
     },
+    /// The session has a VM, which no request can take from it.
+    #[error("the session has a VM that is up, generation {0}")]
+    Up(u64),
     /// The data disk is in use by another QEMU.
     #[error("the session's disk is in use by another VM")]
     DiskInUse,
@@ -156,6 +159,9 @@ pub async fn spawn(config: &VmConfig, qemu: &Qemu) -> Result<Spawned, SpawnError
     config.check()?;
     let sockets = Sockets::named(&config.runtime_dir, config.generation)?;
     check_host(config)?;
+    if let Some(present) = up(&config.runtime_dir)? {
+        return Err(SpawnError::Up(present));
+    }
     let uuid = std::fs::read_to_string("/proc/sys/kernel/random/uuid").map_err(refused("make a UUID"))?;
     let record = VmRecord {
         format: VmRecord::FORMAT,
@@ -348,6 +354,14 @@ fn why_qemu_ended(status: ExitStatus, stderr: String, config: &VmConfig) -> Spaw
     } else {
         SpawnError::QemuEnded { status, stderr }
     }
+}
+
+/// The generation of the VM that the record in this directory tells of, if that VM is up. A record that can't be read is
+/// in nobody's way.
+fn up(runtime_dir: &Path) -> Result<Option<u64>, SpawnError> {
+    let Ok(Some(record)) = VmRecord::read(runtime_dir) else { return Ok(None) };
+    let alive = record.is_up().map_err(refused("look at the session's VM"))?;
+    Ok(alive.then_some(record.generation))
 }
 
 /// Refuses what could only end badly later.

@@ -121,6 +121,27 @@ async fn a_disk_in_use_by_another_vm_is_refused() {
 }
 
 #[tokio::test]
+async fn a_request_for_a_second_vm_takes_nothing_from_the_first() {
+    let bench = Bench::new().await;
+    let (_spawned, vm, _events) = bench.vm(guest::IDLE).await;
+    let memory = std::fs::metadata(bench.path("memory")).unwrap().ino();
+    for generation in [1, 2] {
+        let mut again = bench.config(guest::IDLE);
+        again.generation = generation;
+        again.data_disk = bench.path("another-disk");
+        if generation == 1 {
+            dormouse_vm::create_data_disk(&again.data_disk, 1 << 20).unwrap();
+        }
+        let error = within(spawn(&again, &bench.qemu)).await.unwrap_err();
+        assert!(matches!(error, SpawnError::Up(1)), "{error}");
+    }
+    assert_eq!(record(&bench.runtime_dir()).as_ref(), Some(vm.record()));
+    assert_eq!(std::fs::metadata(bench.path("memory")).unwrap().ino(), memory);
+    assert_eq!(vm.status().await.unwrap().status, RunState::Prelaunch);
+    vm.kill();
+}
+
+#[tokio::test]
 async fn what_cannot_work_is_refused_before_anything_is_made() {
     let bench = Bench::new().await;
     let good = bench.config(guest::IDLE);

@@ -11,6 +11,7 @@ use dormouse_api::{API_VERSION, ApiError, CreateSession, ErrorCode, SessionInfo,
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
+use crate::host::Order;
 use crate::table::Table;
 
 /// Longest request body, in bytes.
@@ -68,7 +69,7 @@ async fn open(
 }
 
 async fn remove(State(table): State<Arc<Table>>, Path(name): Path<String>) -> Result<StatusCode, Failed> {
-    table.remove(&parse(&name)?).await.map(|()| StatusCode::NO_CONTENT).map_err(Failed)
+    table.remove(&parse(&name)?, Order::Terminate).await.map(|()| StatusCode::NO_CONTENT).map_err(Failed)
 }
 
 /// Read by hand, because a temporary session needs the request for its upgrade as well.
@@ -85,7 +86,7 @@ async fn create(State(table): State<Arc<Table>>, mut request: Request) -> Result
     }
     tokio::spawn(async move {
         live_on(&mut request, &info).await;
-        if let Err(error) = table.remove(&info.name).await {
+        if let Err(error) = table.remove(&info.name, Order::CreatorGone).await {
             tracing::warn!(session = %info.name, %error, "a temporary session could not be removed");
         }
     });

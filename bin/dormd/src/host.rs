@@ -36,12 +36,14 @@ use crate::settings::Settings;
 const RESTART_AFTER: Duration = Duration::from_secs(1);
 
 /// What the service wants of a session.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Order {
     /// Put the VM to sleep, and let the host go: the service is going down.
     Shutdown,
     /// End the session's incarnation.
     Terminate,
+    /// End a temporary session: the connection that made it is closed.
+    CreatorGone,
 }
 
 /// Keeps one session's listeners while it has no host.
@@ -82,15 +84,16 @@ impl Keeper {
             _ => (bind(&runtime)?, None),
         };
         loop {
-            let found = match link.take() {
+            let mut order = None;
+            let mut found = match link.take() {
                 Some(link) => link,
                 None => {
                     if VmRecord::read(&runtime).ok().flatten().is_none() {
                         tokio::select! {
                             knock = knock(&sockets) => knock?,
-                            order = self.orders.recv() => match order {
-                                Some(Order::Terminate) => {}
+                            received = self.orders.recv() => match received {
                                 Some(Order::Shutdown) | None => return Ok(()),
+                                received => order = received,
                             },
                         }
                     }
@@ -104,6 +107,10 @@ impl Keeper {
                     }
                 }
             };
+            // What nobody was there to be told.
+            if let Some(message) = order.and_then(end_of_incarnation) {
+                send(&mut found.writer, &message).await?;
+            }
             match self.serve(found, &mut sockets).await {
                 Ok(End::Session) => return Ok(()),
                 Ok(End::Host) => {}
@@ -169,8 +176,8 @@ impl Keeper {
                 },
                 Some(result) = results.recv() => result,
                 order = self.orders.recv() => match order {
-                    Some(Order::Terminate) => ToHost::Terminate,
-                    Some(Order::Shutdown) | None => {
+                    Some(order) if let Some(message) = end_of_incarnation(order) => message,
+                    _ => {
                         send(&mut writer, &ToHost::Shutdown).await?;
                         while lines.next::<ToService>().await?.is_some() {}
                         return Ok(End::Session);
@@ -190,6 +197,14 @@ impl Keeper {
             };
             let _ = made.send(result).await;
         });
+    }
+}
+
+fn end_of_incarnation(order: Order) -> Option<ToHost> {
+    match order {
+        Order::Terminate => Some(ToHost::Terminate),
+        Order::CreatorGone => Some(ToHost::CreatorGone),
+        Order::Shutdown => None,
     }
 }
 

@@ -3,6 +3,7 @@
 mod api;
 mod factory;
 mod host;
+mod leftovers;
 mod settings;
 mod storage;
 mod table;
@@ -56,6 +57,8 @@ async fn main() -> Result<()> {
     if let Some(mut ready) = ready {
         let _ = ready.write_all(b"ready\n");
     }
+    let leftovers = Arc::clone(&table);
+    tokio::spawn(async move { leftovers.end_leftovers().await });
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     loop {

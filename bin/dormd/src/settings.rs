@@ -172,6 +172,7 @@ impl Settings {
             owner: self.owner,
             storage: self.storage.clone(),
             ephemeral: self.ephemeral,
+            temporary: self.temporary,
             idle_timeout,
             boot_timeout_seconds: self.boot_timeout_seconds,
             asleep_answers: self.asleep_answers,

@@ -1,11 +1,12 @@
 //! A session's storage: checked and made when the session is created, before any VM exists.
 
-use std::fs::{self, DirBuilder};
+use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use dormouse_api::{ApiError, ErrorCode};
+use rustix::fs::{FlockOperation, flock};
 
 use crate::factory::{DISK, MEMORY};
 
@@ -67,6 +68,27 @@ pub(crate) fn make(folder: &Path, bytes: u64) -> Result<(), ApiError> {
     crate::settings::write_json(&folder.join(MARKER), &serde_json::json!({ "format": 1 })).map_err(failed)
 }
 
+/// A store that is in use by one session of this service, as long as this lives.
+#[derive(Debug)]
+pub(crate) struct Lock {
+    _marker: File,
+}
+
+/// Takes a store for one session. Services of other homes are kept out; a VM that outlived its service has a lock of its
+/// own, QEMU's on the disk.
+pub(crate) fn lock(folder: &Path) -> Result<Lock, ApiError> {
+    let marker = File::open(folder.join(MARKER)).map_err(|cause| {
+        error(format!("can't use the store in {}: {cause}", folder.display()), "name another folder")
+    })?;
+    match flock(&marker, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(Lock { _marker: marker }),
+        Err(_) => Err(error(
+            format!("the store {} is used by a session of another home", folder.display()),
+            "a store has one session at a time",
+        )),
+    }
+}
+
 /// Removes a store, and the folder if nothing else is in it.
 pub(crate) fn remove(folder: &Path) {
     for name in [DISK, MEMORY, MARKER] {
@@ -90,6 +112,16 @@ mod tests {
         assert!(refused(&home.path().join("file"), false).contains("can't read"));
         assert!(refused(home.path(), false).contains("not empty"));
         assert!(refused(home.path(), true).contains("no store"));
+    }
+
+    #[test]
+    fn a_store_is_one_sessions_at_a_time() {
+        let home = tempfile::tempdir().unwrap();
+        make(home.path(), 1 << 30).unwrap();
+        let first = lock(home.path()).unwrap();
+        assert!(lock(home.path()).unwrap_err().message.contains("is used by"));
+        drop(first);
+        lock(home.path()).unwrap();
     }
 
     #[test]

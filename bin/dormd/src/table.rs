@@ -1,6 +1,6 @@
 //! The table of sessions.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
@@ -20,7 +20,7 @@ use tokio::time::timeout;
 use crate::factory::Factory;
 use crate::host::{Keeper, Order};
 use crate::settings::{HostTraits, Settings};
-use crate::storage;
+use crate::{leftovers, storage};
 
 /// How long a session may take to end.
 const TERMINATED_WITHIN: Duration = Duration::from_secs(150);
@@ -42,6 +42,8 @@ struct Row {
     info: watch::Receiver<SessionInfo>,
     orders: mpsc::Sender<Order>,
     keeper: JoinHandle<()>,
+    /// Absent for an ephemeral session, and when somebody else has the store: then its VM will not start.
+    _store: Option<storage::Lock>,
 }
 
 fn internal(error: impl std::fmt::Display) -> ApiError {
@@ -54,7 +56,8 @@ fn unknown(name: &SessionName) -> ApiError {
 }
 
 impl Table {
-    /// The sessions that are there. A record that can't be read is left alone, and logged.
+    /// The sessions that are there. A record that can't be read is left alone, and logged. What a service that was killed
+    /// left half-made or half-removed goes.
     pub(crate) fn load(home: Home) -> io::Result<Self> {
         let mut folders = DirBuilder::new();
         folders.recursive(true).mode(0o700);
@@ -63,8 +66,15 @@ impl Table {
         let table = Self { home, factory, rows: Mutex::new(BTreeMap::new()) };
         for entry in fs::read_dir(table.home.sessions())? {
             let folder = entry?.path();
+            if leftovers::finish(&folder)? {
+                continue;
+            }
             match Settings::read(&folder) {
-                Ok(settings) => table.insert(settings)?,
+                Ok(settings) => {
+                    let store = storage::lock(&settings.storage);
+                    let store = store.inspect_err(|error| tracing::error!(%error, "a store can't be locked"));
+                    table.insert(settings, store.ok())?;
+                }
                 Err(error) => {
                     tracing::error!(folder = %folder.display(), %error, "a session's record can't be read")
                 }
@@ -77,7 +87,27 @@ impl Table {
         self.rows.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
-    fn insert(&self, settings: Settings) -> io::Result<()> {
+    /// Ends what nobody has a use for: temporary sessions, whose creators' connections ended with the last service, and
+    /// VMs of sessions that are gone.
+    pub(crate) async fn end_leftovers(&self) {
+        let temporary: Vec<SessionName> = self
+            .rows()
+            .values()
+            .filter(|row| row.settings.temporary)
+            .map(|row| row.settings.name.clone())
+            .collect();
+        for name in temporary {
+            if let Err(error) = self.remove(&name, Order::CreatorGone).await {
+                tracing::warn!(session = %name, %error, "a temporary session could not be removed");
+            }
+        }
+        let known: BTreeSet<_> = self.rows().values().map(|row| row.settings.id.clone()).collect();
+        if let Err(error) = leftovers::end_vms(self.home.runtime(), |id| known.contains(id)).await {
+            tracing::warn!(%error, "can't look for what the last service left");
+        }
+    }
+
+    fn insert(&self, settings: Settings, store: Option<storage::Lock>) -> io::Result<()> {
         let runtime = self.home.session_runtime(&settings.id);
         DirBuilder::new().recursive(true).mode(0o700).create(&runtime)?;
         let (sender, info) = watch::channel(self.known(&settings));
@@ -90,7 +120,7 @@ impl Table {
             orders: inbox,
         };
         let keeper = tokio::spawn(keeper.run());
-        self.rows().insert(settings.name.clone(), Row { settings, info, orders, keeper });
+        self.rows().insert(settings.name.clone(), Row { settings, info, orders, keeper, _store: store });
         Ok(())
     }
 
@@ -159,19 +189,24 @@ impl Table {
             !self.factory.qemu().await.map_err(|error| internal(format!("{error:#}")))?.acceleration.is_kvm();
         let network = self.factory.network().await.map_err(internal)?;
         let settings = Settings::settle(wish, id, path, HostTraits::of_this_host(emulation, network))?;
-        storage::make(&settings.storage, settings.storage_bytes)?;
-        DirBuilder::new().recursive(true).mode(0o700).create(&folder).map_err(internal)?;
-        settings.write(&folder).map_err(internal)?;
+        // Made beside its place, so that a service that is killed leaves no half of a session.
+        let half = leftovers::half_made(&folder);
+        DirBuilder::new().recursive(true).mode(0o700).create(&half).map_err(internal)?;
+        let store = if settings.storage == folder { &half } else { &settings.storage };
+        storage::make(store, settings.storage_bytes)?;
+        let store = storage::lock(store)?;
+        settings.write(&half).map_err(internal)?;
+        fs::rename(&half, &folder).map_err(internal)?;
         if self.rows().contains_key(&wish.name) {
             self.discard(&settings);
             return Err(taken());
         }
-        self.insert(settings).map_err(internal)?;
+        self.insert(settings, Some(store)).map_err(internal)?;
         self.get(&wish.name)
     }
 
-    /// Ends a session and removes all that it has.
-    pub(crate) async fn remove(&self, name: &SessionName) -> Result<(), ApiError> {
+    /// Ends a session by this order and removes all that it has.
+    pub(crate) async fn remove(&self, name: &SessionName, end: Order) -> Result<(), ApiError> {
         let (orders, mut info) = {
             let rows = self.rows();
             let row = rows.get(name).ok_or_else(|| unknown(name))?;
@@ -179,7 +214,7 @@ impl Table {
         };
         let ever_up = info.borrow().vm.generation > 0 && info.borrow().vm.phase != Phase::Absent;
         if ever_up {
-            let _ = orders.send(Order::Terminate).await;
+            let _ = orders.send(end).await;
             let ended = info
                 .wait_for(|info| info.state == SessionState::Terminated && info.vm.phase == Phase::Absent);
             if timeout(TERMINATED_WITHIN, ended).await.is_err() {
@@ -196,8 +231,9 @@ impl Table {
     }
 
     fn discard(&self, settings: &Settings) {
-        storage::remove(&settings.storage);
-        let _ = fs::remove_dir_all(self.home.session(&settings.id));
+        if let Err(error) = leftovers::remove(&self.home.session(&settings.id)) {
+            tracing::warn!(session = %settings.name, %error, "a session could not be removed whole");
+        }
         let _ = fs::remove_dir_all(self.home.session_runtime(&settings.id));
     }
 

@@ -33,6 +33,9 @@ pub struct HostSettings {
     pub storage: PathBuf,
     /// Its disk lives in memory: it never sleeps.
     pub ephemeral: bool,
+    /// It ends with the connection that made it.
+    #[serde(default)]
+    pub temporary: bool,
     /// The grace period.
     pub idle_timeout: IdleTimeout,
     /// Longest bring-up, in seconds.
@@ -78,8 +81,10 @@ pub enum ToHost {
     Stay,
     /// The service is going down: put the VM to sleep, then exit.
     Shutdown,
-    /// A temporary session's client is gone, or the session is being removed.
+    /// The session is being removed.
     Terminate,
+    /// A temporary session's creator is gone.
+    CreatorGone,
 }
 
 /// From the host to dormd.

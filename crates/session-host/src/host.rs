@@ -148,7 +148,7 @@ fn config(settings: &HostSettings) -> Config {
         idle_action: SleepHow::Stop,
         running: RunningContainers::Hold,
         storage: if settings.ephemeral { Storage::Ephemeral } else { Storage::Persistent },
-        lifetime: Lifetime::Lasting,
+        lifetime: if settings.temporary { Lifetime::Temporary } else { Lifetime::Lasting },
         crash: CrashPolicy::Reopen,
         limits: Limits { boot: Duration::from_secs(settings.boot_timeout_seconds), ..Limits::default() },
     }
@@ -288,6 +288,7 @@ impl Host {
                 Order::Terminate => {
                     self.served.owner.tell(Event::Terminate { reason: "the service asked".into() })
                 }
+                Order::CreatorGone => self.served.owner.tell(Event::CreatorGone),
                 Order::Shutdown => {
                     self.shut_down().await;
                     return Ok(());

@@ -38,6 +38,7 @@ pub(crate) enum Order {
     Stay,
     Shutdown,
     Terminate,
+    CreatorGone,
 }
 
 /// The link, whether or not a service is at its other end. Clones are the same link.
@@ -192,6 +193,7 @@ impl Connection {
                 ToHost::Stay => Order::Stay,
                 ToHost::Shutdown => Order::Shutdown,
                 ToHost::Terminate => Order::Terminate,
+                ToHost::CreatorGone => Order::CreatorGone,
             };
             if self.orders.send(order).await.is_err() {
                 break;

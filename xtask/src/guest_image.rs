@@ -51,7 +51,7 @@ const ROOT_RECIPE: &[&str] = &[
 ];
 
 /// Makes an image and publishes it in the store `out`.
-pub(crate) fn build(out: &Path, work: &Path, update: bool) -> Result<()> {
+pub(crate) fn build(out: &Path, work: &Path, update: bool, dorm_init: Option<PathBuf>) -> Result<()> {
     fs::create_dir_all(work)?;
     let lock = File::create(work.join("lock"))?;
     lock.lock().context("can't lock the work folder")?;
@@ -66,7 +66,9 @@ pub(crate) fn build(out: &Path, work: &Path, update: bool) -> Result<()> {
         fs::copy(work.join(name), built.path().join(name))?;
     }
     let early = modules::load_order(&tree, &release, lines(MODULES_INITRAMFS))?;
-    initramfs::write(&built.path().join("initramfs"), &dorm_init()?, &tree, &early)?;
+    let dorm_init = dorm_init.map_or_else(build_dorm_init, Ok)?;
+    kernel::ensure_static(&fs::read(&dorm_init)?)?;
+    initramfs::write(&built.path().join("initramfs"), &dorm_init, &tree, &early)?;
 
     let manifest = manifest(built.path(), release, &list)?;
     fs::set_permissions(built.path(), Permissions::from_mode(0o755))?;
@@ -122,8 +124,8 @@ fn remove_if_there(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Builds PID 1 of the guest, and makes sure that it needs no library.
-fn dorm_init() -> Result<PathBuf> {
+/// Builds PID 1 of the guest.
+fn build_dorm_init() -> Result<PathBuf> {
     const TARGET: &str = "x86_64-unknown-linux-gnu";
     let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let target = env::var_os("CARGO_TARGET_DIR").map_or_else(|| PathBuf::from("target"), PathBuf::from);
@@ -132,9 +134,7 @@ fn dorm_init() -> Result<PathBuf> {
         .env("CARGO_ENCODED_RUSTFLAGS", rustc_flags()?)
         .args(["build", "--locked", "--quiet", "--profile", "guest"])
         .args(["--target", TARGET, "--package", "dorm-init"]))?;
-    let program = target.join(TARGET).join("guest/dorm-init");
-    kernel::ensure_static(&fs::read(&program)?)?;
-    Ok(program)
+    Ok(target.join(TARGET).join("guest/dorm-init"))
 }
 
 /// Flags for a static program that doesn't tell where it was built.

@@ -32,6 +32,9 @@ enum Command {
         /// Ask Debian's archive again, even if packages were fetched before.
         #[arg(long)]
         update: bool,
+        /// Put this `dorm-init` into the image, a static program, instead of building it.
+        #[arg(long, value_name = "PROGRAM")]
+        dorm_init: Option<PathBuf>,
     },
     /// Make a small container image, `busybox:latest`, from Debian's busybox, to be read by `docker load`.
     BusyboxImage {
@@ -45,7 +48,9 @@ fn main() -> Result<()> {
     // Files' modes are a part of what is made.
     umask(Mode::from_raw_mode(0o022));
     match Arguments::parse().command {
-        Command::GuestImage { out, work, update } => guest_image::build(&out, &work, update),
+        Command::GuestImage { out, work, update, dorm_init } => {
+            guest_image::build(&out, &work, update, dorm_init)
+        }
         Command::BusyboxImage { out } => busybox_image::build(&out),
     }
 }

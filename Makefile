@@ -1,6 +1,6 @@
 # The two commands of a fresh machine are `make demo` and `make test`; see README.md and TESTING.md.
 
-.PHONY: demo test lint unit vm guest-image packages
+.PHONY: demo test lint unit vm guest-image packages check test-long
 
 demo: packages
 	cargo build --locked --release
@@ -12,7 +12,7 @@ test: packages lint unit vm
 
 lint:
 	cargo fmt --all -- --check
-	cargo clippy --locked --workspace --all-targets -- -D warnings
+	cargo clippy --locked --workspace --all-targets --features dormouse-vm-tests/long -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps --document-private-items --quiet
 
 unit:
@@ -30,3 +30,10 @@ guest-image:
 
 packages:
 	scripts/install-packages build run test
+
+# What takes longer than `make test` may, see TESTING.md.
+check: packages
+	scripts/check
+
+test-long: packages
+	scripts/test-long

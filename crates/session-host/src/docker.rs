@@ -12,6 +12,7 @@ use dormouse_lifecycle::{HoldKind, Policy};
 use dormouse_mux::Stream;
 
 use crate::asleep::Asleep;
+use crate::events::Events;
 use crate::owner::{Claimant, HeldLease, Owner};
 
 /// The session's engine as one client sees it.
@@ -19,6 +20,7 @@ use crate::owner::{Claimant, HeldLease, Owner};
 pub(crate) struct SessionEngine {
     pub(crate) owner: Owner,
     pub(crate) asleep: Asleep,
+    pub(crate) events: Events,
     /// Who the client is, in words.
     pub(crate) client: Arc<str>,
 }
@@ -35,12 +37,15 @@ impl Engine for SessionEngine {
     type Lease = RequestLease;
 
     async fn answer(&self, request: &RequestHead, class: Class) -> Result<Option<Answer>, Refusal> {
+        let watched = self.owner.info();
+        let info = watched.borrow();
+        if class == Class::Events && request.is_http_1_1 && info.state == SessionState::Running {
+            return self.events.answer(&request.target, watched.clone()).map(Some);
+        }
         if class != Class::Reads {
             return Ok(None);
         }
         self.asleep.asked(request);
-        let info = self.owner.info();
-        let info = info.borrow();
         let sleeps = info.vm.phase == Phase::Absent && info.state == SessionState::Running;
         let answer = sleeps.then(|| self.asleep.answer(request, info.vm.generation)).flatten();
         Ok(answer.map(Answer::Whole))

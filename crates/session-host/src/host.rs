@@ -32,6 +32,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::asleep::Asleep;
 use crate::docker::SessionEngine;
+use crate::events::Events;
 use crate::link::{Link, Listeners, Order};
 use crate::machine::{Machines, Qemus};
 use crate::owner::{Facts, Owner};
@@ -83,6 +84,7 @@ pub enum HostError {
 pub(crate) struct Served {
     pub(crate) owner: Owner,
     pub(crate) asleep: Asleep,
+    pub(crate) events: Events,
     pub(crate) console: watch::Receiver<Option<Arc<Console>>>,
     /// Who is connected, in words.
     pub(crate) client: Arc<str>,
@@ -105,6 +107,7 @@ pub async fn serve(start: Start) -> Result<(), HostError> {
     let config = config(&settings);
     let (orders, inbox) = mpsc::channel(16);
     let (link_sender, link) = Link::new(settings.id.clone());
+    let events = Events::load(&session_dir);
     let asleep = Asleep::load(&session_dir, settings.asleep_answers);
     let facts = Facts {
         settings: settings.clone(),
@@ -115,7 +118,7 @@ pub async fn serve(start: Start) -> Result<(), HostError> {
     let (console_sender, console) = watch::channel(None);
     let factory = link.clone();
     let owner = Owner::start(facts, config, |inbox| {
-        let machines = Qemus::new(factory, runtime_dir, inbox, asleep.clone());
+        let machines = Qemus::new(factory, runtime_dir, inbox, asleep.clone(), events.clone());
         let console = machines.console();
         tokio::spawn(forward_console(console, console_sender));
         machines
@@ -123,7 +126,7 @@ pub async fn serve(start: Start) -> Result<(), HostError> {
     Link::serve(service, settings.id, listeners, owner.info(), orders, (link_sender, link.clone()));
     tokio::spawn(keep_info(owner.info(), session_dir));
 
-    let served = Served { owner, asleep, console, client: "".into() };
+    let served = Served { owner, asleep, events, console, client: "".into() };
     let (accepting, accepts) = watch::channel(true);
     let clients = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let doors = Doors { accepts, clients: Arc::clone(&clients), served: served.clone(), uid: settings.owner };
@@ -233,8 +236,10 @@ impl Doors {
         tokio::spawn(async move {
             match door {
                 Door::Docker => {
-                    let engine =
-                        SessionEngine { owner: served.owner, asleep: served.asleep, client: served.client };
+                    let engine = {
+                        let Served { owner, asleep, events, client, .. } = served;
+                        SessionEngine { owner, asleep, events, client }
+                    };
                     dormouse_docker_proxy::serve(stream, engine).await;
                 }
                 Door::Control => {

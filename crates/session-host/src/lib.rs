@@ -12,6 +12,7 @@ pub mod asleep;
 mod clock;
 mod control;
 mod docker;
+pub mod events;
 mod host;
 mod lease;
 mod link;

@@ -28,6 +28,7 @@ use tokio_util::sync::CancellationToken;
 use self::bring_up::{BringUp, Origin};
 pub(crate) use self::census::census;
 use crate::asleep::Asleep;
+use crate::events::Events;
 use crate::owner::{Inbox, Message};
 
 /// A bring-up that makes no progress for so long has failed.
@@ -72,6 +73,7 @@ struct Shared<F> {
     runtime_dir: PathBuf,
     inbox: Inbox,
     asleep: Asleep,
+    events: Events,
     console: watch::Sender<Option<Arc<Console>>>,
 }
 
@@ -87,9 +89,12 @@ struct Present {
 impl<F: Factory> Qemus<F> {
     /// VMs of this session.
     #[must_use]
-    pub fn new(factory: F, runtime_dir: PathBuf, inbox: Inbox, asleep: Asleep) -> Self {
+    pub fn new(factory: F, runtime_dir: PathBuf, inbox: Inbox, asleep: Asleep, events: Events) -> Self {
         let console = watch::channel(None).0;
-        Self { shared: Arc::new(Shared { factory, runtime_dir, inbox, asleep, console }), present: None }
+        Self {
+            shared: Arc::new(Shared { factory, runtime_dir, inbox, asleep, events, console }),
+            present: None,
+        }
     }
 
     fn begin(&mut self, generation: Generation, bound: Duration, origin: Origin) {
@@ -127,10 +132,11 @@ impl<F: Factory> Machines for Qemus<F> {
             self.kill(ask.generation);
             return;
         };
-        let asleep = self.shared.asleep.clone();
+        let (asleep, events) = (self.shared.asleep.clone(), self.shared.events.clone());
         tokio::spawn(async move {
             let dial = || async { agent.dial(Target::Engine).await.map_err(io::Error::other) };
             asleep.capture(dial, ask.generation.0).await;
+            events.leave();
             // What doesn't answer is killed by the core when the bound has passed.
             if let Err(error) = agent.power_off().await {
                 tracing::warn!(generation = ask.generation.0, %error, "the guest did not take the power-off");

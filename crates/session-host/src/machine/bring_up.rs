@@ -3,20 +3,24 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use dormouse_agent_proto::{Answer, EngineState, GuestEvent, Nonce};
+use dormouse_agent_proto::{Answer, EngineState, GuestEvent, Nonce, Target};
 use dormouse_lifecycle::{Event, Exit, Generation, SnapshotFate};
 use dormouse_mux::{Agent, Limits, Mux, Watch};
 use dormouse_vm::{ExitCause, Vm, VmEvent, VmEvents, VmExit, VmRecord};
 use tokio::sync::watch;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::census::follow_containers;
 use super::{Factory, PROGRESS_WITHIN, Shared};
+use crate::events::Events;
 use crate::owner::{Inbox, Message};
 
 /// A VM whose channel has ended is gone within this time, or lives on without one.
 const EXIT_WITHIN: Duration = Duration::from_secs(3);
+
+/// An engine that was restarted is listened to again after so long.
+const HEAR_AGAIN_AFTER: Duration = Duration::from_millis(200);
 
 /// How many of the console's lines go into an error.
 const LAST_LINES: usize = 12;
@@ -78,8 +82,11 @@ impl<F: Factory> BringUp<F> {
                 self.shared.inbox.send(Message::Ready { generation, agent: agent.clone() });
                 let changes =
                     tokio::spawn(follow_containers(agent.clone(), self.shared.inbox.clone(), generation));
+                let hearing =
+                    tokio::spawn(hear_events(agent.clone(), self.shared.events.clone(), generation));
                 let reason = self.follow_engine(watch, &agent).await;
                 changes.abort();
+                hearing.abort();
                 // A VM that ends takes its channel along, and its exit says more. One that lives on has lost its engine.
                 if timeout(EXIT_WITHIN, pump).await.is_err() {
                     self.tell(Event::EngineDied { generation, reason: reason.into() });
@@ -189,6 +196,21 @@ impl<F: Factory> BringUp<F> {
                 Err(_) => return agent.closed().await,
             }
         }
+    }
+}
+
+/// Hears the engine's events until it is aborted, over restarts of the engine.
+async fn hear_events(agent: Agent, events: Events, generation: Generation) {
+    // What an engine has told that an earlier host listened to is only known as far as that host left it.
+    let mut is_same_boot = false;
+    loop {
+        if let Ok(stream) = agent.dial(Target::Engine).await {
+            if let Err(error) = events.hear(stream, generation.0, is_same_boot).await {
+                tracing::debug!(%error, "the engine's events broke off");
+            }
+            is_same_boot = true;
+        }
+        sleep(HEAR_AGAIN_AFTER).await;
     }
 }
 

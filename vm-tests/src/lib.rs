@@ -2,6 +2,7 @@
 //!
 //! Whatever a test makes goes away with its [`Home`]: folders by their drop, VMs because each is killed by pid.
 
+pub mod fake;
 pub mod stage;
 
 use std::path::{Path, PathBuf};
@@ -147,4 +148,41 @@ impl Machine {
         self.vm.remove().await;
         Ok(exit)
     }
+}
+
+/// Runs the named test of this program once more, in a mount namespace of its own, and tells whether this was outside of
+/// it. As a user without root, one becomes root of a user namespace.
+///
+/// # Errors
+/// When the test fails there.
+pub fn in_mount_namespace(test: &str) -> Result<bool> {
+    in_namespace(test, &["--mount"])
+}
+
+/// [`in_mount_namespace`], with a network of its own as well, in which there is nothing but a loopback that is down.
+///
+/// # Errors
+/// When the test fails there.
+pub fn in_network_namespace(test: &str) -> Result<bool> {
+    in_namespace(test, &["--mount", "--net"])
+}
+
+fn in_namespace(test: &str, kinds: &[&str]) -> Result<bool> {
+    const INSIDE: &str = "DORM_TEST_NAMESPACE";
+    if std::env::var_os(INSIDE).is_some() {
+        return Ok(false);
+    }
+    let mut unshare = std::process::Command::new("unshare");
+    if !rustix::process::geteuid().is_root() {
+        unshare.arg("--map-root-user");
+    }
+    let status = unshare
+        .args(kinds)
+        .arg(std::env::current_exe()?)
+        .args(["--exact", test, "--nocapture"])
+        .env(INSIDE, "1")
+        .status()
+        .context("can't run unshare")?;
+    anyhow::ensure!(status.success(), "{test} fails in its namespace");
+    Ok(true)
 }

@@ -126,6 +126,17 @@ impl Stage {
         Ok(())
     }
 
+    /// From now on no process of the service's may map more memory than this.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub fn limit_memory(&mut self, mib: u64) -> Result<()> {
+        use rustix::process::{Resource, Rlimit, prlimit};
+        let bytes = Some(mib << 20);
+        prlimit(Some(self.service_pid()), Resource::As, Rlimit { current: bytes, maximum: bytes })?;
+        Ok(())
+    }
+
     /// Makes a session.
     ///
     /// # Errors

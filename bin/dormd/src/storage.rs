@@ -65,7 +65,12 @@ pub(crate) fn make(folder: &Path, bytes: u64) -> Result<(), ApiError> {
     if !disk.exists() {
         dormouse_vm::create_data_disk(&disk, bytes).map_err(failed)?;
     }
-    crate::settings::write_json(&folder.join(MARKER), &serde_json::json!({ "format": 1 })).map_err(failed)
+    let marker = folder.join(MARKER);
+    // One that is there may be locked, and a lock is on the file, not on its name.
+    if marker.exists() {
+        return Ok(());
+    }
+    crate::settings::write_json(&marker, &serde_json::json!({ "format": 1 })).map_err(failed)
 }
 
 /// A store that is in use by one session of this service, as long as this lives.
@@ -119,6 +124,7 @@ mod tests {
         let home = tempfile::tempdir().unwrap();
         make(home.path(), 1 << 30).unwrap();
         let first = lock(home.path()).unwrap();
+        make(home.path(), 1 << 30).unwrap();
         assert!(lock(home.path()).unwrap_err().message.contains("is used by"));
         drop(first);
         lock(home.path()).unwrap();

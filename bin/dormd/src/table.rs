@@ -189,14 +189,10 @@ impl Table {
             !self.factory.qemu().await.map_err(|error| internal(format!("{error:#}")))?.acceleration.is_kvm();
         let network = self.factory.network().await.map_err(internal)?;
         let settings = Settings::settle(wish, id, path, HostTraits::of_this_host(emulation, network))?;
-        // Made beside its place, so that a service that is killed leaves no half of a session.
         let half = leftovers::half_made(&folder);
-        DirBuilder::new().recursive(true).mode(0o700).create(&half).map_err(internal)?;
-        let store = if settings.storage == folder { &half } else { &settings.storage };
-        storage::make(store, settings.storage_bytes)?;
-        let store = storage::lock(store)?;
-        settings.write(&half).map_err(internal)?;
-        fs::rename(&half, &folder).map_err(internal)?;
+        let store = build(&settings, &folder, &half).inspect_err(|_| {
+            let _ = fs::remove_dir_all(&half);
+        })?;
         if self.rows().contains_key(&wish.name) {
             self.discard(&settings);
             return Err(taken());
@@ -252,6 +248,18 @@ impl Table {
             tracing::warn!("not every session went to sleep in time");
         }
     }
+}
+
+/// Makes the folder and the store of a session: beside the folder's place, in `half`, so that a service that is killed
+/// leaves no half of a session.
+fn build(settings: &Settings, folder: &Path, half: &Path) -> Result<storage::Lock, ApiError> {
+    DirBuilder::new().recursive(true).mode(0o700).create(half).map_err(internal)?;
+    let store = if settings.storage == folder { half } else { &settings.storage };
+    storage::make(store, settings.storage_bytes)?;
+    let store = storage::lock(store)?;
+    settings.write(half).map_err(internal)?;
+    fs::rename(half, folder).map_err(internal)?;
+    Ok(store)
 }
 
 /// A session that never had a host.

@@ -34,7 +34,7 @@ use crate::asleep::Asleep;
 use crate::docker::SessionEngine;
 use crate::events::Events;
 use crate::link::{Link, Listeners, Order};
-use crate::machine::{Machines, Qemus};
+use crate::machine::{Machines, Qemus, REPORT_WITHIN};
 use crate::owner::{Facts, Owner};
 use crate::state::StateError;
 use crate::{clock, control};
@@ -153,7 +153,10 @@ fn config(settings: &HostSettings) -> Config {
         storage: if settings.ephemeral { Storage::Ephemeral } else { Storage::Persistent },
         lifetime: if settings.temporary { Lifetime::Temporary } else { Lifetime::Lasting },
         crash: CrashPolicy::Reopen,
-        limits: Limits { boot: Duration::from_secs(settings.boot_timeout_seconds), ..Limits::default() },
+        limits: Limits {
+            boot: Duration::from_secs(settings.boot_timeout_seconds) + REPORT_WITHIN,
+            ..Limits::default()
+        },
     }
 }
 

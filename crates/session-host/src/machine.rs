@@ -31,6 +31,10 @@ use crate::asleep::Asleep;
 use crate::events::Events;
 use crate::owner::{Inbox, Message};
 
+/// From the end of a bring-up that failed to its report: its VM is killed, and the console's last lines are read. The core
+/// waits so much longer than the boot timeout, since what it could say of a late one is only that it was late.
+pub(crate) const REPORT_WITHIN: Duration = Duration::from_secs(10);
+
 /// A bring-up that makes no progress for so long has failed.
 const PROGRESS_WITHIN: Duration = Duration::from_secs(60);
 
@@ -103,7 +107,7 @@ impl<F: Factory> Qemus<F> {
         let (agent, agent_seen) = watch::channel(None);
         self.present = Some(Present { generation, cancel: cancel.clone(), vm: vm_seen, agent: agent_seen });
         let bring_up = BringUp { shared: Arc::clone(&self.shared), generation, cancel, vm, agent };
-        tokio::spawn(bring_up.run(origin, Instant::now() + bound));
+        tokio::spawn(bring_up.run(origin, Instant::now() + bound.saturating_sub(REPORT_WITHIN)));
     }
 
     fn present(&self, generation: Generation) -> Option<&Present> {

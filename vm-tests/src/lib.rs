@@ -32,6 +32,12 @@ pub fn images() -> PathBuf {
     std::env::var_os("DORM_IMAGES").map_or_else(|| project().join("build/images"), PathBuf::from)
 }
 
+/// The folder of templates that tests share: `DORM_TEMPLATES`, else `build/templates` of this project.
+#[must_use]
+pub fn templates() -> PathBuf {
+    std::env::var_os("DORM_TEMPLATES").map_or_else(|| project().join("build/templates"), PathBuf::from)
+}
+
 /// The project's top folder.
 #[must_use]
 pub fn project() -> &'static Path {
@@ -84,7 +90,12 @@ impl Home {
             session: "test".to_owned(),
             generation,
             hostname: "test".to_owned(),
-            image: GuestFiles { kernel: image.kernel(), initramfs: image.initramfs(), root: image.root() },
+            image: GuestFiles {
+                kernel: image.kernel(),
+                initramfs: image.initramfs(),
+                root: image.root(),
+                hash: image.hash().as_str().to_owned(),
+            },
             data_disk: self.folder.path().join("data.raw"),
             memory_file: self.folder.path().join("memory"),
             memory_mib: 1024,
@@ -93,6 +104,7 @@ impl Home {
             runtime_dir: self.folder.path().to_owned(),
             start: Start::Cold,
             owner: None,
+            niceness: 0,
         };
         let spawned = spawn(&config, &qemu).await?;
         let connected = Vm::connect(spawned.record.clone(), self.folder.path()).await?;

@@ -9,12 +9,14 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use command_fds::{CommandFdExt, FdMapping};
-use dormouse_api::{CreateSession, HoldKind, IdleTimeout, Phase, SessionInfo, SleepAnswer};
+use dormouse_api::{
+    CreateSession, CreateTemplate, HoldKind, IdleTimeout, Phase, SessionInfo, SleepAnswer, TemplateInfo,
+};
 use dormouse_client::{ClientError, Endpoint};
 use dormouse_vm::VmRecord;
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::{images, project};
+use crate::{images, project, templates};
 
 /// Longest wait for a state of a session. It is for hangs: a loaded machine takes a multiple of what a quiet one does.
 pub const STATE_WITHIN: Duration = Duration::from_secs(300);
@@ -45,6 +47,7 @@ fn start_service(folder: &Path, variables: &[(&'static str, OsString)]) -> Resul
         .args(["--ready-fd", "3"])
         .env("DORM_HOME", folder)
         .env("DORM_IMAGES", images())
+        .env("DORM_TEMPLATES", templates())
         .env("DORM_NETWORK", "none")
         .envs(variables.iter().map(|(name, value)| (name, value)))
         .stdin(Stdio::null())
@@ -145,13 +148,16 @@ impl Stage {
         self.service().call(http::Method::POST, "/v1/sessions", wish).await
     }
 
-    /// Makes the session `default` with this grace period.
+    /// Makes the session `default` with this grace period. Its first VM is copied from a template, which is made once for
+    /// all tests.
     ///
     /// # Errors
     /// The service's.
     pub async fn create(&self, idle_seconds: u64) -> Result<SessionInfo> {
         let mut wish = CreateSession::named("default".parse()?);
         wish.idle_timeout = IdleTimeout::Seconds(idle_seconds);
+        let size = CreateTemplate::default();
+        let _: TemplateInfo = self.service().call(http::Method::POST, "/v1/templates", &size).await?;
         Ok(self.make(&wish).await?)
     }
 

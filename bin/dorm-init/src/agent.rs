@@ -4,7 +4,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use dormouse_agent_proto::{Answer, Boot, Failure, FailureCode, GuestEvent, Reply, Request, Target, VERSION};
+use anyhow::{Context as _, Result};
+use dormouse_agent_proto::{
+    Answer, Boot, Failure, FailureCode, GuestEvent, Identity, Reply, Request, Target, VERSION,
+};
 use dormouse_mux::{JsonError, Limits, Mux, Stream, read_json, write_json};
 use rustix::time::{ClockId, Timespec, clock_gettime, clock_settime};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, copy_bidirectional};
@@ -12,8 +15,9 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{sleep, timeout};
 
+use crate::freeze::Freezer;
 use crate::port::Port;
-use crate::{console, engine, process};
+use crate::{console, disk, engine, identity, process};
 use dormouse_agent_proto::EngineState;
 
 /// How often a port without a host is looked at: the kernel can't be waited on for a host that comes.
@@ -29,6 +33,7 @@ pub(crate) struct Guest {
     pub(crate) engine: watch::Receiver<EngineState>,
     pub(crate) steps: watch::Receiver<Vec<(String, u64)>>,
     pub(crate) power_off: mpsc::Sender<()>,
+    pub(crate) freezer: Freezer,
     /// When a host was last connected, in nanoseconds of uptime.
     pub(crate) host_seen: watch::Sender<u64>,
 }
@@ -115,6 +120,18 @@ async fn serve_stream(mut stream: Stream, channel: Channel, guest: Arc<Guest>) {
             Ok(()) => accept(stream, Answer::Done).await,
             Err(error) => refuse(stream, FailureCode::Io, &format!("can't set the clock: {error}")).await,
         },
+        Request::Freeze => match guest.freezer.freeze().await {
+            Ok(()) => accept(stream, Answer::Done).await,
+            Err(error) => refuse(stream, FailureCode::Io, &format!("can't freeze the disk: {error}")).await,
+        },
+        Request::Wake { unix_nanos, identity } => match wake(&guest, unix_nanos, identity.as_ref()) {
+            Ok(()) => accept(stream, Answer::Done).await,
+            Err(error) => refuse(stream, FailureCode::Io, &format!("{error:#}")).await,
+        },
+        Request::GrowDisk { bytes } => match disk::grow_to(bytes).await {
+            Ok(()) => accept(stream, Answer::Done).await,
+            Err(error) => refuse(stream, FailureCode::Io, &format!("{error:#}")).await,
+        },
         Request::PowerOff => {
             let done = accept(stream, Answer::Done).await;
             let _ = guest.power_off.try_send(());
@@ -183,6 +200,14 @@ fn set_clock(unix_nanos: u64) -> rustix::io::Result<()> {
     }
     let tv_sec = i64::try_from(time.as_secs()).unwrap_or(i64::MAX);
     clock_settime(ClockId::Realtime, Timespec { tv_sec, tv_nsec: time.subsec_nanos().into() })
+}
+
+/// Each step is tried, whatever became of the ones before: a guest that was thawed can still be shut down in order.
+fn wake(guest: &Guest, unix_nanos: u64, identity: Option<&Identity>) -> Result<()> {
+    let clock = set_clock(unix_nanos).context("can't set the clock");
+    let renewed = identity.map_or(Ok(()), identity::become_another);
+    guest.freezer.thaw().context("can't thaw the disk")?;
+    clock.and(renewed)
 }
 
 /// Tells the steps so far, the engine's state, and then every change.

@@ -4,12 +4,14 @@ use std::fs::{self, File};
 use std::io::Read;
 use std::os::unix::fs::FileExt;
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
 const DEVICE: &str = "/dev/vdb";
-const MOUNT_POINT: &str = "/var/lib/docker";
+/// Where the data disk is mounted.
+pub(crate) const MOUNT_POINT: &str = "/var/lib/docker";
 
 /// Where the ext4 superblock lies, and its fields (Linux, Documentation/filesystems/ext4/super.rst).
 const SUPERBLOCK: u64 = 1024;
@@ -20,6 +22,10 @@ const BLANK_BYTES: usize = 1024 * 1024;
 
 /// A device that is larger than its file system by this much is worth a resize.
 const GROWTH_BYTES_MIN: u64 = 128 * 1024 * 1024;
+
+/// How long the kernel may take to see that the disk has grown, and how often it is asked.
+const GROWN_WITHIN: Duration = Duration::from_secs(5);
+const LOOK_EVERY: Duration = Duration::from_millis(5);
 
 enum Content {
     Blank,
@@ -52,6 +58,20 @@ pub(crate) fn mount_data() -> Result<()> {
         run(Command::new("resize2fs").arg(DEVICE), 0)?;
     }
     Ok(())
+}
+
+/// Has the mounted file system fill a disk that has grown to so many bytes.
+pub(crate) async fn grow_to(bytes: u64) -> Result<()> {
+    let grown = async {
+        let mut look = tokio::time::interval(LOOK_EVERY);
+        while device_bytes()? < bytes {
+            look.tick().await;
+        }
+        anyhow::Ok(())
+    };
+    // The host says so when it has told the device; the kernel hears of it by an interrupt.
+    tokio::time::timeout(GROWN_WITHIN, grown).await.context("the data disk did not grow")??;
+    tokio::task::spawn_blocking(|| run(Command::new("resize2fs").arg(DEVICE), 0)).await?
 }
 
 /// Unmounts the data disk. What still uses it loses it: the VM is about to go.

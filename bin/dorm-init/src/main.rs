@@ -23,6 +23,8 @@ mod agent;
 mod console;
 mod disk;
 mod engine;
+mod freeze;
+mod identity;
 mod mounts;
 mod network;
 mod parameters;

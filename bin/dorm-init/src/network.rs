@@ -6,21 +6,20 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use anyhow::{Context, Result};
 use rtnetlink::{Handle, LinkUnspec, RouteMessageBuilder};
 
+use crate::identity;
 use crate::parameters::Parameters;
 
 /// Brings the network up as the host wished. A guest without a network card has only `lo`.
 pub(crate) async fn configure(parameters: &Parameters) -> Result<()> {
     if let Some(hostname) = &parameters.hostname {
-        rustix::system::sethostname(hostname.as_bytes())?;
-        fs::write("/etc/hostname", format!("{hostname}\n"))?;
-        fs::write("/etc/hosts", format!("127.0.0.1 localhost {hostname}\n::1 localhost {hostname}\n"))?;
+        identity::set_hostname(hostname)?;
     }
     let servers: String =
         parameters.name_servers.iter().map(|server| format!("nameserver {server}\n")).collect();
     fs::write("/etc/resolv.conf", servers)?;
     let mut id = [0; 16];
     rustix::rand::getrandom(&mut id, rustix::rand::GetRandomFlags::empty())?;
-    fs::write("/etc/machine-id", format!("{:032x}\n", u128::from_ne_bytes(id)))?;
+    identity::set_machine_id(&id)?;
 
     let (connection, handle, _) = rtnetlink::new_connection().context("can't speak netlink")?;
     tokio::spawn(connection);

@@ -10,6 +10,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::agent::{Channel, Guest, serve_port, uptime_nanos};
 use crate::engine::Engine;
+use crate::freeze::Freezer;
 use crate::parameters::Parameters;
 use crate::{console, disk, mounts, network, port};
 
@@ -48,7 +49,14 @@ async fn serve() -> Result<()> {
     let (engine_state, engine) = watch::channel(EngineState::Starting);
     let (power_off, mut power_offs) = mpsc::channel(1);
     let (host_seen, seen) = watch::channel(uptime_nanos());
-    let guest = Guest { boot: boot()?, engine, steps: steps.0.subscribe(), power_off, host_seen };
+    let guest = Guest {
+        boot: boot()?,
+        engine,
+        steps: steps.0.subscribe(),
+        power_off,
+        freezer: Freezer::new(disk::MOUNT_POINT),
+        host_seen,
+    };
     let guest = Arc::new(guest);
     for (name, channel) in [("agent", Channel::Agent), ("ports", Channel::Ports)] {
         tokio::spawn(serve_port(port::find(name)?, channel, Arc::clone(&guest)));

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use clap::Parser;
-use dormouse_session_host::{Start, serve};
+use dormouse_session_host::{Start, make_template, serve};
 use tracing_subscriber::EnvFilter;
 
 const DOCKER: RawFd = 3;
@@ -15,25 +15,41 @@ const SERVICE: RawFd = 5;
 
 #[derive(Parser)]
 #[command(about = "Does one session's work; started by dormd")]
-struct Arguments {
-    /// The session's own folder.
-    #[arg(long)]
-    session_dir: PathBuf,
-    /// The folder of its sockets.
-    #[arg(long)]
-    runtime_dir: PathBuf,
+enum Arguments {
+    /// Serve a session.
+    Serve {
+        /// The session's own folder.
+        #[arg(long)]
+        session_dir: PathBuf,
+        /// The folder of its sockets.
+        #[arg(long)]
+        runtime_dir: PathBuf,
+    },
+    /// Make a template of a VM that was made for it.
+    MakeTemplate {
+        /// The template's folder.
+        #[arg(long)]
+        store: PathBuf,
+        /// The folder of the VM's sockets.
+        #[arg(long)]
+        runtime_dir: PathBuf,
+    },
 }
 
 #[tokio::main]
 async fn main() -> Result<()> {
     let filter = EnvFilter::try_from_env("DORM_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
-    let Arguments { session_dir, runtime_dir } = Arguments::parse();
-    let settings =
-        std::env::var("DORM_SETTINGS").context("DORM_SETTINGS isn't set: dormd starts this program")?;
-    let settings = serde_json::from_str(&settings).context("DORM_SETTINGS makes no sense")?;
-    let [docker, control, service] = [DOCKER, CONTROL, SERVICE].map(inherited);
-    serve(Start { settings, session_dir, runtime_dir, docker, control, service }).await?;
+    match Arguments::parse() {
+        Arguments::Serve { session_dir, runtime_dir } => {
+            let settings = std::env::var("DORM_SETTINGS")
+                .context("DORM_SETTINGS isn't set: dormd starts this program")?;
+            let settings = serde_json::from_str(&settings).context("DORM_SETTINGS makes no sense")?;
+            let [docker, control, service] = [DOCKER, CONTROL, SERVICE].map(inherited);
+            serve(Start { settings, session_dir, runtime_dir, docker, control, service }).await?;
+        }
+        Arguments::MakeTemplate { store, runtime_dir } => make_template(&store, &runtime_dir).await?,
+    }
     Ok(())
 }
 

@@ -9,6 +9,7 @@ use dormouse_api::SessionName;
 
 use crate::hold::HoldArguments;
 use crate::session::Session;
+use crate::template::Template;
 use crate::version::VersionArguments;
 
 #[derive(Parser)]
@@ -27,6 +28,9 @@ pub(crate) enum Command {
     /// Make, look at and end sessions.
     #[command(subcommand)]
     Session(Session),
+    /// Make, look at and remove templates, which new sessions are copied from.
+    #[command(subcommand)]
+    Template(Template),
     /// Keep the session's VM awake for as long as a command runs.
     Hold(HoldArguments),
     /// Tell the versions of this program and of the service.

@@ -6,6 +6,7 @@ mod error;
 mod hold;
 mod output;
 mod session;
+mod template;
 mod value;
 mod version;
 
@@ -38,6 +39,7 @@ async fn run(arguments: Arguments) -> Done {
     let context = Context::new(arguments.session);
     match arguments.command {
         Command::Session(command) => session::run(&context, command).await,
+        Command::Template(template) => template.run(&context).await,
         Command::Hold(hold) => hold.run(&context).await,
         Command::Version(version) => version.run(&context).await,
     }

@@ -5,9 +5,12 @@ use std::sync::Arc;
 use axum::extract::{Path, Request, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{delete, get, post};
 use axum::{Json, Router};
-use dormouse_api::{API_VERSION, ApiError, CreateSession, ErrorCode, SessionInfo, SessionName, Version};
+use dormouse_api::{
+    API_VERSION, ApiError, CreateSession, CreateTemplate, ErrorCode, SessionInfo, SessionName, TemplateInfo,
+    Version,
+};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -24,6 +27,9 @@ pub(crate) fn router(table: Arc<Table>) -> Router {
         .route("/v1/sessions", get(all).post(create))
         .route("/v1/sessions/{name}", get(inspect).delete(remove))
         .route("/v1/sessions/{name}/open", post(open))
+        .route("/v1/templates", get(templates).post(make_template))
+        .route("/v1/templates/prune", post(prune_templates))
+        .route("/v1/templates/{name}", delete(remove_template))
         .fallback(async || Failed(ApiError::new(ErrorCode::NotFound, "there is no such endpoint")))
         .with_state(table)
 }
@@ -70,6 +76,28 @@ async fn open(
 
 async fn remove(State(table): State<Arc<Table>>, Path(name): Path<String>) -> Result<StatusCode, Failed> {
     table.remove(&parse(&name)?, Order::Terminate).await.map(|()| StatusCode::NO_CONTENT).map_err(Failed)
+}
+
+async fn templates(State(table): State<Arc<Table>>) -> Result<Json<Vec<TemplateInfo>>, Failed> {
+    table.templates().await.map(Json).map_err(Failed)
+}
+
+async fn make_template(
+    State(table): State<Arc<Table>>,
+    Json(wish): Json<CreateTemplate>,
+) -> Result<Json<TemplateInfo>, Failed> {
+    table.make_template(&wish).await.map(Json).map_err(Failed)
+}
+
+async fn prune_templates(State(table): State<Arc<Table>>) -> Result<Json<Vec<String>>, Failed> {
+    table.prune_templates().await.map(Json).map_err(Failed)
+}
+
+async fn remove_template(
+    State(table): State<Arc<Table>>,
+    Path(name): Path<String>,
+) -> Result<StatusCode, Failed> {
+    table.remove_template(&name).map(|()| StatusCode::NO_CONTENT).map_err(Failed)
 }
 
 /// Read by hand, because a temporary session needs the request for its upgrade as well.

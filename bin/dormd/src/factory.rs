@@ -1,30 +1,54 @@
-//! The VM factory. A request names a session and a generation; everything else was settled when the session was made.
+//! The VM factory. A request names a session and a generation; everything else was settled when the session was made,
+//! and what a VM is made from the session's store tells.
+//!
+//! ```text
+//! sealed store ─── fits ──► woken from its snapshot
+//!    │ doesn't fit: void
+//!    ▼
+//! blank disk, a template fits ──► copied from the template, then woken
+//!    │ else
+//!    ▼
+//! from the kernel up
+//! ```
+
+mod template;
 
 use std::path::PathBuf;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use dormouse_api::NetworkKind;
 use dormouse_client::Home;
-use dormouse_guest_image::ImageStore;
-use dormouse_vm::{GuestFiles, KvmPolicy, ProbeOptions, Qemu, Start, VmConfig, spawn};
-use tokio::sync::OnceCell;
+use dormouse_guest_image::{GuestImage, ImageStore};
+use dormouse_snapshot::{DISK, MEMORY, Seal, TemplateStore};
+use dormouse_vm::{GuestFiles, KvmPolicy, ProbeOptions, Qemu, SnapshotKey, Start, VmConfig, spawn};
+use tokio::sync::{Mutex, OnceCell};
+use tokio_util::sync::CancellationToken;
 
+pub(crate) use self::template::{Shape, api_error};
 use crate::settings::Settings;
 
-/// The name of a session's data disk, and of its memory, in its storage.
-pub(crate) const DISK: &str = "data.raw";
-pub(crate) const MEMORY: &str = "memory";
+/// The environment variable that names another folder of templates than the cache's.
+const TEMPLATES_VARIABLE: &str = "DORM_TEMPLATES";
 
 /// Makes VMs.
 #[derive(Debug)]
 pub(crate) struct Factory {
     home: Home,
     qemu: OnceCell<Qemu>,
+    /// One template is made at a time.
+    making_template: Mutex<()>,
+    /// Cancelled when the service goes down.
+    closing: CancellationToken,
 }
 
 impl Factory {
     pub(crate) fn new(home: Home) -> Self {
-        Self { home, qemu: OnceCell::new() }
+        Self {
+            home,
+            qemu: OnceCell::new(),
+            making_template: Mutex::new(()),
+            closing: CancellationToken::new(),
+        }
     }
 
     /// The QEMU of this machine, probed on first use.
@@ -55,35 +79,142 @@ impl Factory {
         Ok(if self.qemu().await?.passt.is_some() { NetworkKind::Passt } else { NetworkKind::User })
     }
 
-    /// Makes one more VM for a session. Its record lies in the session's runtime directory afterwards.
-    pub(crate) async fn make(&self, settings: &Settings, generation: u64) -> Result<()> {
-        let images = std::env::var_os("DORM_IMAGES").map_or_else(|| self.home.images(), PathBuf::from);
-        let image = tokio::task::spawn_blocking(move || ImageStore::new(images).newest()).await??;
+    fn images(&self) -> ImageStore {
+        ImageStore::for_user(self.home.images())
+    }
+
+    /// The templates of this home.
+    pub(crate) fn templates(&self) -> TemplateStore {
+        let named = std::env::var_os(TEMPLATES_VARIABLE).filter(|value| !value.is_empty());
+        TemplateStore::new(named.map_or_else(|| self.home.cache().join("templates"), PathBuf::from))
+    }
+
+    /// Makes one more VM for a session. Its record lies in the session's runtime directory afterwards. Answered with what
+    /// was tried in vain before, in words.
+    pub(crate) async fn make(&self, settings: &Settings, generation: u64) -> Result<Vec<String>> {
         let qemu = self.qemu().await?;
-        let config = VmConfig {
-            session: settings.id.to_string(),
+        let plan = Plan {
+            settings: settings.clone(),
             generation,
-            hostname: "dormouse".to_owned(),
-            image: GuestFiles { kernel: image.kernel(), initramfs: image.initramfs(), root: image.root() },
-            data_disk: settings.storage.join(DISK),
-            memory_file: settings.storage.join(MEMORY),
-            memory_mib: settings.memory_mib,
-            cpus: settings.cpus,
-            network: match settings.network {
-                NetworkKind::Passt => dormouse_vm::NetworkKind::Passt,
-                NetworkKind::User => dormouse_vm::NetworkKind::UserUnsafe,
-                NetworkKind::None => dormouse_vm::NetworkKind::None,
-            },
             runtime_dir: self.home.session_runtime(&settings.id),
-            start: Start::Cold,
-            owner: None,
+            images: self.images(),
+            templates: self.templates(),
+            qemu: qemu.clone(),
+            notes: Vec::new(),
         };
+        let (config, notes) = tokio::task::spawn_blocking(move || plan.carry_out()).await??;
         let mut spawned = spawn(&config, qemu).await?;
         // Reaped here as its parent; why it ended is for the session's host to tell.
         tokio::spawn(async move {
             let status = spawned.ended().await;
             tracing::info!(generation, ?status, stderr = ?spawned.stderr, "QEMU ended");
         });
-        Ok(())
+        Ok(notes)
+    }
+}
+
+/// How a VM is made: from the best that there is.
+struct Plan {
+    settings: Settings,
+    generation: u64,
+    runtime_dir: PathBuf,
+    images: ImageStore,
+    templates: TemplateStore,
+    qemu: Qemu,
+    /// What was tried in vain.
+    notes: Vec<String>,
+}
+
+impl Plan {
+    /// Prepares the store, and says what to make of it. Blocks.
+    fn carry_out(mut self) -> Result<(VmConfig, Vec<String>)> {
+        let config = match self.snapshot()? {
+            Some(config) => config,
+            None => {
+                let cold = self.config(&self.images.newest()?);
+                let copied = self.template(&cold);
+                if copied { VmConfig { start: Start::Incoming, ..cold } } else { cold }
+            }
+        };
+        Ok((config, self.notes))
+    }
+
+    /// A VM that is woken from the session's snapshot, with the image that it was made with.
+    fn snapshot(&mut self) -> Result<Option<VmConfig>> {
+        let store = &self.settings.storage;
+        let seal = match Seal::read(store) {
+            Ok(None) => return Ok(None),
+            Ok(Some(seal)) => Ok(seal),
+            Err(unfit) => Err(anyhow::Error::from(unfit)),
+        };
+        let woken = seal.and_then(|seal| {
+            let hash = seal.key.guest_image.parse().map_err(|()| anyhow!("it names no guest image"))?;
+            let config = VmConfig { start: Start::Incoming, ..self.config(&self.images.open(&hash)?) };
+            seal.check(store, &SnapshotKey::of(&config, &self.qemu))?;
+            Ok(config)
+        });
+        match woken {
+            Ok(config) => Ok(Some(config)),
+            Err(reason) => {
+                self.notes.push(format!("the snapshot can't be used: {reason:#}"));
+                dormouse_snapshot::discard(store).context("can't remove a snapshot that is void")?;
+                Ok(None)
+            }
+        }
+    }
+
+    /// Copies the template into the store of a session whose disk was never used, if there is one that fits.
+    fn template(&mut self, cold: &VmConfig) -> bool {
+        let blank = dormouse_vm::allocated_bytes(&cold.data_disk).is_ok_and(|bytes| bytes == 0);
+        if !blank {
+            return false;
+        }
+        let copied = self.templates.find(&SnapshotKey::of(cold, &self.qemu)).and_then(|template| {
+            let Some(template) = template else { return Ok(false) };
+            // A file system isn't made smaller.
+            if template.disk_bytes()? > self.settings.storage_bytes {
+                return Ok(false);
+            }
+            template.copy_to(&self.settings.storage).map(|_| true)
+        });
+        copied.unwrap_or_else(|error| {
+            self.notes.push(format!("the template can't be used: {error}"));
+            false
+        })
+    }
+
+    fn config(&self, image: &GuestImage) -> VmConfig {
+        VmConfig {
+            session: self.settings.id.to_string(),
+            generation: self.generation,
+            hostname: self.settings.hostname(),
+            image: files(image),
+            data_disk: self.settings.storage.join(DISK),
+            memory_file: self.settings.storage.join(MEMORY),
+            memory_mib: self.settings.memory_mib,
+            cpus: self.settings.cpus,
+            network: network(self.settings.network),
+            runtime_dir: self.runtime_dir.clone(),
+            start: Start::Cold,
+            owner: None,
+            niceness: 0,
+        }
+    }
+}
+
+fn files(image: &GuestImage) -> GuestFiles {
+    GuestFiles {
+        kernel: image.kernel(),
+        initramfs: image.initramfs(),
+        root: image.root(),
+        hash: image.hash().as_str().to_owned(),
+    }
+}
+
+const fn network(kind: NetworkKind) -> dormouse_vm::NetworkKind {
+    match kind {
+        NetworkKind::Passt => dormouse_vm::NetworkKind::Passt,
+        NetworkKind::User => dormouse_vm::NetworkKind::UserUnsafe,
+        NetworkKind::None => dormouse_vm::NetworkKind::None,
     }
 }

@@ -16,8 +16,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use command_fds::{CommandFdExt, FdMapping};
-use dormouse_api::SessionInfo;
 use dormouse_api::link::{LINE_BYTES_MAX, ToHost, ToService};
+use dormouse_api::{How, Phase, SessionInfo};
 use dormouse_client::{Home, program_beside_this_one};
 use dormouse_vm::VmRecord;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -29,8 +29,8 @@ use tokio::net::unix::OwnedWriteHalf;
 use tokio::sync::{mpsc, watch};
 use tokio::time::sleep;
 
-use crate::factory::Factory;
-use crate::settings::Settings;
+use crate::factory::{Factory, Shape};
+use crate::settings::{STORAGE_BYTES, Settings};
 
 /// After a host that ended at once, the next is started after so long, so that a broken one can't spin.
 const RESTART_AFTER: Duration = Duration::from_secs(1);
@@ -130,7 +130,7 @@ impl Keeper {
         let log = std::fs::File::create(runtime.join("host.log"))?;
         let mut command = Command::new(program_beside_this_one("dorm-session")?);
         command
-            .arg("--session-dir")
+            .args(["serve", "--session-dir"])
             .arg(self.home.session(&self.settings.id))
             .arg("--runtime-dir")
             .arg(&runtime)
@@ -158,7 +158,8 @@ impl Keeper {
                 message = lines.next::<ToService>() => match message? {
                     None => return Ok(End::Host),
                     Some(ToService::Attached { info, .. } | ToService::Changed(info)) => {
-                        self.info.send_replace(*info);
+                        let before = self.info.send_replace(*info);
+                        self.consider_template(&before);
                         continue;
                     }
                     Some(ToService::MakeVm { session, generation }) => {
@@ -188,11 +189,20 @@ impl Keeper {
         }
     }
 
+    /// A session that had to boot from the kernel up has just fallen asleep: the next is to find a template.
+    fn consider_template(&self, before: &SessionInfo) {
+        let now = self.info.borrow();
+        let fell_asleep = before.vm.phase != Phase::Absent && now.vm.phase == Phase::Absent;
+        if fell_asleep && now.vm.how == Some(How::Cold) && self.settings.storage_bytes >= STORAGE_BYTES {
+            self.factory.template_in_background(Shape::of(&self.settings));
+        }
+    }
+
     fn make(&self, generation: u64, made: mpsc::Sender<ToHost>) {
         let (factory, settings) = (Arc::clone(&self.factory), self.settings.clone());
         tokio::spawn(async move {
             let result = match factory.make(&settings, generation).await {
-                Ok(()) => ToHost::Made { generation },
+                Ok(notes) => ToHost::Made { generation, notes },
                 Err(error) => ToHost::NotMade { generation, reason: format!("{error:#}") },
             };
             let _ = made.send(result).await;

@@ -9,7 +9,9 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use dormouse_api::link::HostSettings;
-use dormouse_api::{ApiError, CreateSession, ErrorCode, IdleTimeout, NetworkKind, SessionId, SessionName};
+use dormouse_api::{
+    ApiError, CreateSession, ErrorCode, IdleAction, IdleTimeout, NetworkKind, SessionId, SessionName,
+};
 use dormouse_vm::{CPUS_MAX, MEMORY_MIB_MIN};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
@@ -20,7 +22,7 @@ const FILE_NAME: &str = "session.json";
 /// No record is longer, in bytes.
 const RECORD_BYTES_MAX: u64 = 1024 * 1024;
 /// Size of a data disk when none is asked for: 64 GiB, sparse.
-const STORAGE_BYTES: u64 = 64 << 30;
+pub(crate) const STORAGE_BYTES: u64 = 64 << 30;
 /// The smallest data disk that the guest can format and an engine can live on.
 const STORAGE_BYTES_MIN: u64 = 256 << 20;
 /// The largest ext4 with 4 KiB blocks.
@@ -60,6 +62,9 @@ pub(crate) struct Settings {
     pub(crate) temporary: bool,
     /// The grace period.
     pub(crate) idle_timeout: IdleTimeout,
+    /// How the VM is put to sleep after it.
+    #[serde(default)]
+    pub(crate) idle_action: IdleAction,
     /// Longest bring-up, in seconds.
     pub(crate) boot_timeout_seconds: u64,
     /// May reads be answered without waking the VM?
@@ -126,6 +131,7 @@ impl Settings {
             ephemeral: wish.ephemeral,
             temporary: wish.temporary,
             idle_timeout: wish.idle_timeout,
+            idle_action: wish.idle_action,
             boot_timeout_seconds: wish.boot_timeout_seconds.unwrap_or(BOOT_TIMEOUT_SECONDS),
             asleep_answers: wish.asleep_answers.unwrap_or(true),
         };
@@ -163,6 +169,18 @@ impl Settings {
         Ok(())
     }
 
+    /// The guest's host name: the session's name, as far as host names may have its characters (RFC 1123).
+    #[must_use]
+    pub(crate) fn hostname(&self) -> String {
+        let letters = self.name.as_str().bytes().map(|byte| match byte {
+            byte if byte.is_ascii_alphanumeric() => char::from(byte.to_ascii_lowercase()),
+            _ => '-',
+        });
+        let label: String = letters.take(63).collect();
+        // A session's name begins with a letter or digit, so something is left.
+        label.trim_end_matches('-').to_owned()
+    }
+
     /// What the session's host is told of them.
     #[must_use]
     pub(crate) fn for_host(&self, idle_timeout: IdleTimeout) -> HostSettings {
@@ -174,6 +192,8 @@ impl Settings {
             ephemeral: self.ephemeral,
             temporary: self.temporary,
             idle_timeout,
+            idle_action: self.idle_action,
+            hostname: self.hostname(),
             boot_timeout_seconds: self.boot_timeout_seconds,
             asleep_answers: self.asleep_answers,
             cpus: self.cpus,
@@ -263,6 +283,16 @@ mod tests {
         refused(|wish| wish.storage_bytes = Some(0));
         refused(|wish| wish.storage_bytes = Some(u64::MAX));
         refused(|wish| wish.boot_timeout_seconds = Some(0));
+    }
+
+    #[test]
+    fn a_host_name_has_only_what_host_names_may_have() {
+        for (name, hostname) in [("default", "default"), ("My_Work.2", "my-work-2"), ("a_", "a")] {
+            let settings = settle(|wish| wish.name = name.parse().unwrap(), HOST).unwrap();
+            assert_eq!(settings.hostname(), hostname);
+        }
+        let long = settle(|wish| wish.name = "a".repeat(200).parse().unwrap(), HOST).unwrap();
+        assert_eq!(long.hostname().len(), 63);
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use dormouse_api::{ApiError, ErrorCode};
 use rustix::fs::{FlockOperation, flock};
 
-use crate::factory::{DISK, MEMORY};
+use dormouse_snapshot::DISK;
 
 /// By this file a folder is known as a store.
 const MARKER: &str = "store.json";
@@ -96,7 +96,8 @@ pub(crate) fn lock(folder: &Path) -> Result<Lock, ApiError> {
 
 /// Removes a store, and the folder if nothing else is in it.
 pub(crate) fn remove(folder: &Path) {
-    for name in [DISK, MEMORY, MARKER] {
+    let _ = dormouse_snapshot::discard(folder);
+    for name in [DISK, MARKER] {
         let _ = fs::remove_file(folder.join(name));
     }
     let _ = fs::remove_dir(folder);

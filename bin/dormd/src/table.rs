@@ -9,15 +9,16 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use dormouse_api::{
-    ApiError, CreateSession, ErrorCode, IdleAction, IdleInfo, NetworkInfo, NetworkKind, Phase, SessionId,
-    SessionInfo, SessionName, SessionState, StorageInfo, VmInfo,
+    ApiError, CreateSession, CreateTemplate, ErrorCode, IdleInfo, NetworkInfo, NetworkKind, Phase, SessionId,
+    SessionInfo, SessionName, SessionState, StorageInfo, TemplateInfo, VmInfo,
 };
 use dormouse_client::Home;
+use dormouse_snapshot::Template;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-use crate::factory::Factory;
+use crate::factory::{Factory, Shape, api_error};
 use crate::host::{Keeper, Order};
 use crate::settings::{HostTraits, Settings};
 use crate::{leftovers, storage};
@@ -63,6 +64,8 @@ impl Table {
         folders.recursive(true).mode(0o700);
         folders.create(home.sessions())?;
         let factory = Arc::new(Factory::new(home.clone()));
+        let sweeper = Arc::clone(&factory);
+        tokio::spawn(async move { sweeper.sweep().await });
         let table = Self { home, factory, rows: Mutex::new(BTreeMap::new()) };
         for entry in fs::read_dir(table.home.sessions())? {
             let folder = entry?.path();
@@ -185,10 +188,7 @@ impl Table {
             );
             return Err(ApiError::new(ErrorCode::Storage, message).hint("a store has one session at a time"));
         }
-        let emulation =
-            !self.factory.qemu().await.map_err(|error| internal(format!("{error:#}")))?.acceleration.is_kvm();
-        let network = self.factory.network().await.map_err(internal)?;
-        let settings = Settings::settle(wish, id, path, HostTraits::of_this_host(emulation, network))?;
+        let settings = Settings::settle(wish, id, path, self.host_traits().await?)?;
         let half = leftovers::half_made(&folder);
         let store = build(&settings, &folder, &half).inspect_err(|_| {
             let _ = fs::remove_dir_all(&half);
@@ -199,6 +199,37 @@ impl Table {
         }
         self.insert(settings, Some(store)).map_err(internal)?;
         self.get(&wish.name)
+    }
+
+    async fn host_traits(&self) -> Result<HostTraits, ApiError> {
+        let words = |error: anyhow::Error| internal(format!("{error:#}"));
+        let emulation = !self.factory.qemu().await.map_err(words)?.acceleration.is_kvm();
+        let network = self.factory.network().await.map_err(words)?;
+        Ok(HostTraits::of_this_host(emulation, network))
+    }
+
+    /// All templates.
+    pub(crate) async fn templates(&self) -> Result<Vec<TemplateInfo>, ApiError> {
+        let templates = self.factory.templates();
+        let found = tokio::task::spawn_blocking(move || templates.all()).await.map_err(internal)?;
+        Ok(found.map_err(|error| api_error(&error))?.iter().map(template_info).collect())
+    }
+
+    /// The template for sessions of this shape, made if there is none.
+    pub(crate) async fn make_template(&self, wish: &CreateTemplate) -> Result<TemplateInfo, ApiError> {
+        let shape = Shape::asked_for(wish, self.host_traits().await?)?;
+        let made = self.factory.template(shape).await;
+        made.map(|template| template_info(&template)).map_err(|error| internal(format!("{error:#}")))
+    }
+
+    /// Removes the templates that are of no use any more, and gives their names.
+    pub(crate) async fn prune_templates(&self) -> Result<Vec<String>, ApiError> {
+        self.factory.prune_templates().await.map_err(|error| internal(format!("{error:#}")))
+    }
+
+    /// Removes one template.
+    pub(crate) fn remove_template(&self, name: &str) -> Result<(), ApiError> {
+        self.factory.templates().remove(name).map_err(|error| api_error(&error))
     }
 
     /// Ends a session by this order and removes all that it has.
@@ -240,6 +271,7 @@ impl Table {
             let _ = row.orders.send(Order::Shutdown).await;
         }
         let ended = async {
+            self.factory.close().await;
             for (_, row) in rows {
                 let _ = row.keeper.await;
             }
@@ -260,6 +292,23 @@ fn build(settings: &Settings, folder: &Path, half: &Path) -> Result<storage::Loc
     settings.write(half).map_err(internal)?;
     fs::rename(half, folder).map_err(internal)?;
     Ok(store)
+}
+
+fn template_info(template: &Template) -> TemplateInfo {
+    let seal = template.seal();
+    TemplateInfo {
+        name: template.name(),
+        cpus: seal.key.cpus,
+        memory_mib: seal.key.memory_mib,
+        network: match seal.key.network {
+            dormouse_vm::NetworkKind::Passt => NetworkKind::Passt,
+            dormouse_vm::NetworkKind::UserUnsafe => NetworkKind::User,
+            dormouse_vm::NetworkKind::None => NetworkKind::None,
+        },
+        guest_image: seal.key.guest_image.clone(),
+        made_at: seal.sealed_at,
+        used_bytes: template.allocated_bytes(),
+    }
 }
 
 /// A session that never had a host.
@@ -285,7 +334,7 @@ fn fresh(settings: &Settings, runtime: &Path) -> SessionInfo {
             memory_mib: settings.memory_mib,
         },
         holds: Vec::new(),
-        idle: IdleInfo { timeout_seconds: settings.idle_timeout, action: IdleAction::Stop },
+        idle: IdleInfo { timeout_seconds: settings.idle_timeout, action: settings.idle_action },
         network: NetworkInfo { kind: settings.network, host_loopback: settings.network == NetworkKind::User },
         storage: StorageInfo {
             path: settings.storage.clone(),

@@ -19,7 +19,7 @@
 //!
 //! | request | after the reply |
 //! |---|---|
-//! | `Hello`, `Sync`, `SetClock`, `PowerOff` | closed |
+//! | `Hello`, `Sync`, `SetClock`, `Freeze`, `Wake`, `GrowDisk`, `PowerOff` | closed |
 //! | `Dial` | raw bytes, both directions, half-close kept |
 //! | `Run` | [`ProcessFrame`]s, both directions |
 //! | `Watch` | length-prefixed JSON [`GuestEvent`]s from the guest, until closed |
@@ -34,10 +34,12 @@ pub use frame::{FrameError, JSON_BYTES_MAX, decode_json, encode_json};
 pub use preamble::{Boot, Nonce, PREAMBLE_LINE_MAX, PreambleError};
 pub use process::{PROCESS_PAYLOAD_MAX, ProcessFrame, ProcessFrameError};
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
 /// Version of this protocol. A host and a guest of different versions don't talk: the guest image is the host's own.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// What a host asks at the start of a stream.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -63,8 +65,38 @@ pub enum Request {
         /// Nanoseconds since the Unix epoch, as the host sees them.
         unix_nanos: u64,
     },
+    /// Flush the data disk's file system and keep it from being written to, so that the disk is whole as it stands: the
+    /// VM is about to be suspended. The engine can't be asked anything meanwhile. Ends with [`Request::Wake`], and by
+    /// itself after [`FROZEN_MAX`] of guest time, in which nobody stopped the VM: its host may have died.
+    Freeze,
+    /// The VM runs on after a [`Request::Freeze`]: set the clock, be somebody else if this is a clone, and thaw.
+    Wake {
+        /// Nanoseconds since the Unix epoch, as the host sees them.
+        unix_nanos: u64,
+        /// For a clone: what must not be the same in two guests.
+        identity: Option<Identity>,
+    },
+    /// The data disk has this size now, or is about to: have its file system fill it.
+    GrowDisk {
+        /// The device's size.
+        bytes: u64,
+    },
     /// Stop the engine in order, sync, unmount and power off. Answered before the power goes.
     PowerOff,
+}
+
+/// Longest time, of the guest's, that a file system stays frozen while the VM runs.
+pub const FROZEN_MAX: Duration = Duration::from_secs(5);
+
+/// What makes a clone a guest of its own.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    /// 32 random bytes for the kernel's random number generator.
+    pub seed: [u8; 32],
+    /// The machine id, see machine-id(5): 16 random bytes.
+    pub machine_id: [u8; 16],
+    /// The host name.
+    pub hostname: String,
 }
 
 /// Where [`Request::Dial`] leads.

@@ -12,6 +12,10 @@
 //! | `GET /v1/sessions/{name}` | [`SessionInfo`], without waking anything |
 //! | `POST /v1/sessions/{name}/open` | [`SessionInfo`]; makes the session `default` on its first use |
 //! | `DELETE /v1/sessions/{name}` | 204; terminates it, then removes the session and its storage |
+//! | `GET /v1/templates` | `[TemplateInfo]` |
+//! | `POST /v1/templates` with [`CreateTemplate`] | [`TemplateInfo`], once it is made; one that is there is taken |
+//! | `POST /v1/templates/prune` | names of the templates that no new session would be made from, and that are gone now |
+//! | `DELETE /v1/templates/{name}` | 204 |
 //!
 //! `control.sock`, one per session, served by its host (a knock starts the host):
 //!
@@ -35,6 +39,7 @@ mod error;
 pub mod link;
 mod name;
 mod session;
+mod template;
 
 pub use error::{ApiError, ErrorCode};
 pub use name::{DEFAULT_SESSION, NAME_BYTES_MAX, NameError, SessionId, SessionName};
@@ -43,6 +48,7 @@ pub use session::{
     IdleTimeout, NetworkInfo, NetworkKind, Phase, Pin, SessionInfo, SessionState, SleepAnswer, StorageInfo,
     TerminationInfo, TerminationReason, Version, VmInfo, WaitFor,
 };
+pub use template::{CreateTemplate, TemplateInfo};
 
 /// Version of the control API: the `v1` in its paths.
 pub const API_VERSION: u32 = 1;

@@ -15,7 +15,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{IdleTimeout, SessionId, SessionInfo, SessionName};
+use crate::{IdleAction, IdleTimeout, SessionId, SessionInfo, SessionName};
 
 /// Longest message, in bytes.
 pub const LINE_BYTES_MAX: usize = 256 * 1024;
@@ -38,6 +38,10 @@ pub struct HostSettings {
     pub temporary: bool,
     /// The grace period.
     pub idle_timeout: IdleTimeout,
+    /// How the VM is put to sleep after it.
+    pub idle_action: IdleAction,
+    /// The guest's host name.
+    pub hostname: String,
     /// Longest bring-up, in seconds.
     pub boot_timeout_seconds: u64,
     /// May reads be answered without waking the VM?
@@ -67,6 +71,8 @@ pub enum ToHost {
     Made {
         /// The request's generation.
         generation: u64,
+        /// What was tried in vain before, in words: a snapshot or a template that can't be used.
+        notes: Vec<String>,
     },
     /// It could not be made.
     NotMade {

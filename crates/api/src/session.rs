@@ -105,6 +105,9 @@ pub struct CreateSession {
     /// The grace period.
     #[serde(default)]
     pub idle_timeout: IdleTimeout,
+    /// How the VM is put to sleep after it.
+    #[serde(default)]
+    pub idle_action: IdleAction,
     /// Longest bring-up; 240 s when absent.
     #[serde(default)]
     pub boot_timeout_seconds: Option<u64>,
@@ -128,6 +131,7 @@ impl CreateSession {
             memory_mib: None,
             storage_bytes: None,
             idle_timeout: IdleTimeout::default(),
+            idle_action: IdleAction::default(),
             boot_timeout_seconds: None,
             asleep_answers: None,
         }
@@ -342,12 +346,13 @@ pub struct IdleInfo {
 }
 
 /// The ways to put a VM to sleep.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum IdleAction {
     /// Shut it down.
     Stop,
     /// Keep its memory in a snapshot.
+    #[default]
     Suspend,
 }
 

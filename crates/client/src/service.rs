@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use command_fds::{CommandFdExt, FdMapping};
-use dormouse_api::{CreateSession, SessionInfo, SessionName, Version};
+use dormouse_api::{CreateSession, CreateTemplate, SessionInfo, SessionName, TemplateInfo, Version};
 use http::Method;
 use tokio::net::UnixStream;
 use tokio::time::timeout;
@@ -121,6 +121,38 @@ impl Service {
     /// See [`ClientError`].
     pub async fn remove(&self, name: &SessionName) -> Result<(), ClientError> {
         self.endpoint.call(Method::DELETE, &format!("/v1/sessions/{name}"), &()).await
+    }
+
+    /// All templates.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn templates(&self) -> Result<Vec<TemplateInfo>, ClientError> {
+        self.endpoint.get("/v1/templates").await
+    }
+
+    /// The template for sessions of this size, made if there is none. That takes as long as a boot.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn make_template(&self, template: &CreateTemplate) -> Result<TemplateInfo, ClientError> {
+        self.endpoint.call(Method::POST, "/v1/templates", template).await
+    }
+
+    /// Removes a template.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn remove_template(&self, name: &str) -> Result<(), ClientError> {
+        self.endpoint.call(Method::DELETE, &format!("/v1/templates/{name}"), &()).await
+    }
+
+    /// Removes the templates that no new session would be made from, and gives their names.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn prune_templates(&self) -> Result<Vec<String>, ClientError> {
+        self.endpoint.call(Method::POST, "/v1/templates/prune", &()).await
     }
 
     /// A session's changes as they happen, from its host.

@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use dormouse_agent_proto::{
-    Answer, Failure, GuestEvent, ProcessFrame, ProcessFrameError, Reply, Request, RunProcess, Target, VERSION,
+    Answer, Failure, GuestEvent, Identity, ProcessFrame, ProcessFrameError, Reply, Request, RunProcess,
+    Target, VERSION,
 };
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::time::timeout;
@@ -114,6 +115,30 @@ impl Agent {
     /// See [`AgentError`].
     pub async fn set_clock(&self, unix_nanos: u64) -> Result<(), AgentError> {
         self.ask(Request::SetClock { unix_nanos }, REPLY_WITHIN).await.map(drop)
+    }
+
+    /// Has the data disk's file system flushed and kept from being written to, for a suspend.
+    ///
+    /// # Errors
+    /// See [`AgentError`]. It may be frozen all the same, for [`dormouse_agent_proto::FROZEN_MAX`] at most.
+    pub async fn freeze(&self) -> Result<(), AgentError> {
+        self.ask(Request::Freeze, SLOW_REPLY_WITHIN).await.map(drop)
+    }
+
+    /// Tells the guest that it runs on, and what time it is, in nanoseconds since the Unix epoch.
+    ///
+    /// # Errors
+    /// See [`AgentError`].
+    pub async fn wake(&self, unix_nanos: u64, identity: Option<Identity>) -> Result<(), AgentError> {
+        self.ask(Request::Wake { unix_nanos, identity }, REPLY_WITHIN).await.map(drop)
+    }
+
+    /// Has the data disk's file system fill a disk that has grown to this size.
+    ///
+    /// # Errors
+    /// See [`AgentError`].
+    pub async fn grow_disk(&self, bytes: u64) -> Result<(), AgentError> {
+        self.ask(Request::GrowDisk { bytes }, SLOW_REPLY_WITHIN).await.map(drop)
     }
 
     /// Asks the guest to stop its engine and to power off.

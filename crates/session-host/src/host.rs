@@ -18,7 +18,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dormouse_api::link::{HostSettings, ToService};
-use dormouse_api::{IdleTimeout, Phase, SessionInfo};
+use dormouse_api::{IdleAction, IdleTimeout, Phase, SessionInfo};
 use dormouse_lifecycle::{
     Config, CrashPolicy, Event, Grace, Lifetime, Limits, RunningContainers, SleepHow, Storage,
 };
@@ -34,7 +34,7 @@ use crate::asleep::Asleep;
 use crate::docker::SessionEngine;
 use crate::events::Events;
 use crate::link::{Link, Listeners, Order};
-use crate::machine::{Machines, Qemus, REPORT_WITHIN};
+use crate::machine::{Machines, Places, Qemus, REPORT_WITHIN};
 use crate::owner::{Facts, Owner};
 use crate::state::StateError;
 use crate::{clock, control};
@@ -117,8 +117,14 @@ pub async fn serve(start: Start) -> Result<(), HostError> {
     };
     let (console_sender, console) = watch::channel(None);
     let factory = link.clone();
+    let places = Places {
+        runtime_dir,
+        store: settings.storage.clone(),
+        disk_bytes: settings.storage_bytes,
+        hostname: settings.hostname.clone(),
+    };
     let owner = Owner::start(facts, config, |inbox| {
-        let machines = Qemus::new(factory, runtime_dir, inbox, asleep.clone(), events.clone());
+        let machines = Qemus::new(factory, places, inbox, asleep.clone(), events.clone());
         let console = machines.console();
         tokio::spawn(forward_console(console, console_sender));
         machines
@@ -148,7 +154,10 @@ fn config(settings: &HostSettings) -> Config {
             IdleTimeout::Seconds(seconds) => Grace::After(Duration::from_secs(seconds)),
             IdleTimeout::Never => Grace::Never,
         },
-        idle_action: SleepHow::Stop,
+        idle_action: match settings.idle_action {
+            IdleAction::Stop => SleepHow::Stop,
+            IdleAction::Suspend => SleepHow::Suspend,
+        },
         running: RunningContainers::Hold,
         storage: if settings.ephemeral { Storage::Ephemeral } else { Storage::Persistent },
         lifetime: if settings.temporary { Lifetime::Temporary } else { Lifetime::Lasting },

@@ -19,6 +19,7 @@ mod link;
 mod machine;
 mod owner;
 pub mod state;
+mod template;
 mod view;
 
 pub use host::{HostError, Start, serve};
@@ -26,3 +27,4 @@ pub use lease::{Lease, Refused};
 pub use link::Link;
 pub use machine::{Factory, Machines, Qemus};
 pub use owner::{Claimant, Facts, HeldLease, Inbox, Owner};
+pub use template::{TemplateError, make_template};

@@ -115,7 +115,7 @@ impl Link {
 }
 
 impl Factory for Link {
-    async fn make(&self, generation: u64) -> Result<(), String> {
+    async fn make(&self, generation: u64) -> Result<Vec<String>, String> {
         // One at a time, so that an answer has one question.
         let _turn = self.making.lock().await;
         let gone = || "the service `dormd` isn't running; any `dorm` command starts it".to_owned();
@@ -128,7 +128,7 @@ impl Factory for Link {
         let answer = async {
             loop {
                 match answers.recv().await {
-                    Ok(ToHost::Made { generation: made }) if made == generation => return Ok(()),
+                    Ok(ToHost::Made { generation: made, notes }) if made == generation => return Ok(notes),
                     Ok(ToHost::NotMade { generation: made, reason }) if made == generation => {
                         return Err(reason);
                     }

@@ -1,8 +1,11 @@
 //! The real side of the core's actions: QEMU and the guest, one generation at a time.
 //!
 //! ```text
-//! start ─► factory makes ─► connect ─► cont ─► agent answers ─► engine lists ─► Ready
-//!                                        └─ pump: exits, pauses ─► events, until the VM is gone
+//! start ─► factory makes ─┬─ from the kernel up ────────────────────────────┬─► agent answers ─► engine lists ─► Ready
+//!                         └─ snapshot or template: load ─► break the seal ──┘
+//! sleep ─► stop: power off
+//!       └► suspend: freeze ─► save ─► QEMU quits ─► seal
+//! pump: exits, pauses ─► events, until the VM is gone
 //! ```
 //!
 //! Every step runs in a task of its own and ends in a message to the owner. A start that is cancelled, or whose VM
@@ -10,23 +13,27 @@
 
 mod bring_up;
 mod census;
+mod guest;
+mod pump;
+mod sleep;
 
 use std::future::Future;
-use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use dormouse_agent_proto::Target;
-use dormouse_lifecycle::{Ask, Event, Generation, StartHow};
-use dormouse_mux::Agent;
+use dormouse_lifecycle::{Ask, Event, Generation, SleepHow, StartFrom};
 use dormouse_vm::{Console, Vm};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
-use self::bring_up::{BringUp, Origin};
-pub(crate) use self::census::census;
+use self::bring_up::{BringUp, Order};
+pub(crate) use self::census::{census, engine_answer};
+use self::guest::Ears;
+pub(crate) use self::guest::Guest;
+use self::sleep::Sleep;
+pub(crate) use self::sleep::save;
 use crate::asleep::Asleep;
 use crate::events::Events;
 use crate::owner::{Inbox, Message};
@@ -40,20 +47,22 @@ const PROGRESS_WITHIN: Duration = Duration::from_secs(60);
 
 /// Makes VMs. The request names the session and the generation, and nothing else.
 pub trait Factory: Send + Sync + 'static {
-    /// Makes one more VM; its record lies in the session's runtime directory afterwards.
-    fn make(&self, generation: u64) -> impl Future<Output = Result<(), String>> + Send;
+    /// Makes one more VM; its record lies in the session's runtime directory afterwards. From what it is made the store
+    /// tells: one that is sealed is woken. Answered with what was tried in vain before, in words.
+    fn make(&self, generation: u64) -> impl Future<Output = Result<Vec<String>, String>> + Send;
 }
 
 /// What the owner has done for it. Nothing here waits: results come back through the inbox.
 pub trait Machines: Send + 'static {
     /// Makes a VM and brings it up. Ends in `Ready`, `StartFailed` or `VmExited`.
-    fn start(&mut self, generation: Generation, bound: Duration);
+    fn start(&mut self, generation: Generation, from: StartFrom, bound: Duration);
     /// Looks for the VM that an earlier host left up. Ends in `Ready` or `VmExited`.
     fn adopt(&mut self, generation: Generation, bound: Duration);
     /// Gives a bring-up up.
     fn cancel(&mut self, generation: Generation);
-    /// Shuts the guest down in order. Ends in `VmExited`.
-    fn shut_down(&mut self, ask: Ask);
+    /// Puts the VM to sleep, also one that an earlier host had begun to. A stop ends in `VmExited`, a suspend in
+    /// `SleepDone` or `SuspendFailed`.
+    fn sleep(&mut self, ask: Ask, how: SleepHow);
     /// Ends the VM. Ends in `VmExited`.
     fn kill(&mut self, generation: Generation);
     /// Lets a VM run on that its disk had paused.
@@ -75,10 +84,33 @@ pub struct Qemus<F> {
 struct Shared<F> {
     factory: F,
     runtime_dir: PathBuf,
+    /// The session's store: disk, memory, snapshot.
+    store: PathBuf,
+    /// How large its disk is to be, in bytes.
+    disk_bytes: u64,
+    /// The guest's host name.
+    hostname: String,
     inbox: Inbox,
     asleep: Asleep,
     events: Events,
     console: watch::Sender<Option<Arc<Console>>>,
+}
+
+impl<F> Shared<F> {
+    fn tell(&self, event: Event) {
+        self.inbox.send(Message::Event(event));
+    }
+
+    /// Who hears of what happens in the guest.
+    fn ears(&self, heard_before: bool) -> Ears {
+        Ears { inbox: self.inbox.clone(), events: self.events.clone(), heard_before }
+    }
+
+    /// Says in the history what was tried in vain.
+    fn note(&self, generation: Generation, what: String) {
+        tracing::warn!(generation = generation.0, what, "fell back");
+        self.inbox.send(Message::Note { generation, what });
+    }
 }
 
 /// The generation that was started or adopted last.
@@ -86,42 +118,77 @@ struct Shared<F> {
 struct Present {
     generation: Generation,
     cancel: CancellationToken,
+    up: watch::Sender<Option<Up>>,
     vm: watch::Receiver<Option<Arc<Vm>>>,
-    agent: watch::Receiver<Option<Agent>>,
+}
+
+/// A VM whose guest answered.
+#[derive(Debug, Clone)]
+pub(crate) struct Up {
+    pub(crate) vm: Arc<Vm>,
+    pub(crate) guest: Guest,
+    pub(crate) purpose: watch::Sender<Purpose>,
+}
+
+/// What a VM's exit means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// A failed start, which the bring-up tells.
+    BringUp,
+    /// A crash, or the end that was asked for.
+    Serve,
+    /// The end of a suspend, whose task goes on with its memory.
+    Suspend,
+}
+
+/// Where a session's VM keeps what it has.
+#[derive(Debug)]
+pub(crate) struct Places {
+    /// Sockets and the VM's record.
+    pub(crate) runtime_dir: PathBuf,
+    /// Disk, memory, snapshot.
+    pub(crate) store: PathBuf,
+    /// How large the disk is to be, in bytes.
+    pub(crate) disk_bytes: u64,
+    /// The guest's host name.
+    pub(crate) hostname: String,
 }
 
 impl<F: Factory> Qemus<F> {
     /// VMs of this session.
-    #[must_use]
-    pub fn new(factory: F, runtime_dir: PathBuf, inbox: Inbox, asleep: Asleep, events: Events) -> Self {
+    pub(crate) fn new(factory: F, places: Places, inbox: Inbox, asleep: Asleep, events: Events) -> Self {
+        let Places { runtime_dir, store, disk_bytes, hostname } = places;
         let console = watch::channel(None).0;
-        Self {
-            shared: Arc::new(Shared { factory, runtime_dir, inbox, asleep, events, console }),
-            present: None,
-        }
+        let shared =
+            Shared { factory, runtime_dir, store, disk_bytes, hostname, inbox, asleep, events, console };
+        Self { shared: Arc::new(shared), present: None }
     }
 
-    fn begin(&mut self, generation: Generation, bound: Duration, origin: Origin) {
+    fn begin(&mut self, generation: Generation, bound: Duration, order: Order) {
         let cancel = CancellationToken::new();
         let (vm, vm_seen) = watch::channel(None);
-        let (agent, agent_seen) = watch::channel(None);
-        self.present = Some(Present { generation, cancel: cancel.clone(), vm: vm_seen, agent: agent_seen });
-        let bring_up = BringUp { shared: Arc::clone(&self.shared), generation, cancel, vm, agent };
-        tokio::spawn(bring_up.run(origin, Instant::now() + bound.saturating_sub(REPORT_WITHIN)));
+        let up = watch::channel(None).0;
+        self.present = Some(Present { generation, cancel: cancel.clone(), up: up.clone(), vm: vm_seen });
+        let bring_up = BringUp { shared: Arc::clone(&self.shared), generation, cancel, vm, up };
+        tokio::spawn(bring_up.run(order, Instant::now() + bound.saturating_sub(REPORT_WITHIN)));
     }
 
     fn present(&self, generation: Generation) -> Option<&Present> {
         self.present.as_ref().filter(|present| present.generation == generation)
     }
+
+    fn up(&self, generation: Generation) -> Option<Up> {
+        self.present(generation).and_then(|present| present.up.borrow().clone())
+    }
 }
 
 impl<F: Factory> Machines for Qemus<F> {
-    fn start(&mut self, generation: Generation, bound: Duration) {
-        self.begin(generation, bound, Origin::Made);
+    fn start(&mut self, generation: Generation, from: StartFrom, bound: Duration) {
+        self.begin(generation, bound, Order::Make(from));
     }
 
     fn adopt(&mut self, generation: Generation, bound: Duration) {
-        self.begin(generation, bound, Origin::Left);
+        self.begin(generation, bound, Order::Adopt);
     }
 
     fn cancel(&mut self, generation: Generation) {
@@ -130,22 +197,17 @@ impl<F: Factory> Machines for Qemus<F> {
         }
     }
 
-    fn shut_down(&mut self, ask: Ask) {
-        let agent = self.present(ask.generation).and_then(|present| present.agent.borrow().clone());
-        let Some(agent) = agent else {
-            self.kill(ask.generation);
-            return;
-        };
-        let (asleep, events) = (self.shared.asleep.clone(), self.shared.events.clone());
-        tokio::spawn(async move {
-            let dial = || async { agent.dial(Target::Engine).await.map_err(io::Error::other) };
-            asleep.capture(dial, ask.generation.0).await;
-            events.leave();
-            // What doesn't answer is killed by the core when the bound has passed.
-            if let Err(error) = agent.power_off().await {
-                tracing::warn!(generation = ask.generation.0, %error, "the guest did not take the power-off");
+    fn sleep(&mut self, ask: Ask, how: SleepHow) {
+        let present = self.present(ask.generation).map(|present| present.up.clone());
+        let up = self.up(ask.generation);
+        match present.zip(up) {
+            Some((present, up)) => {
+                let sleep = Sleep { shared: Arc::clone(&self.shared), ask, up, present };
+                tokio::spawn(sleep.run(how));
             }
-        });
+            // Begun by an earlier host, of which nobody knows how far it came.
+            None => self.begin(ask.generation, PROGRESS_WITHIN, Order::PutToSleep(ask, how)),
+        }
     }
 
     fn kill(&mut self, generation: Generation) {
@@ -158,15 +220,14 @@ impl<F: Factory> Machines for Qemus<F> {
             }
             // One that an earlier host left: found by its record, killed by the cancelled bring-up.
             None => {
-                self.begin(generation, PROGRESS_WITHIN, Origin::Left);
+                self.begin(generation, PROGRESS_WITHIN, Order::Adopt);
                 self.cancel(generation);
             }
         }
     }
 
     fn resume(&mut self, generation: Generation) {
-        let vm = self.present(generation).and_then(|present| present.vm.borrow().clone());
-        if let Some(vm) = vm {
+        if let Some(Up { vm, .. }) = self.up(generation) {
             tokio::spawn(async move {
                 if let Err(error) = vm.cont().await {
                     tracing::warn!(generation = generation.0, %error, "the VM can't run on");
@@ -176,11 +237,11 @@ impl<F: Factory> Machines for Qemus<F> {
     }
 
     fn count(&mut self, ask: Ask, bound: Duration) {
-        let agent = self.present(ask.generation).and_then(|present| present.agent.borrow().clone());
+        let up = self.up(ask.generation);
         let inbox = self.shared.inbox.clone();
         tokio::spawn(async move {
-            let census = match agent {
-                Some(agent) => timeout(bound, census(&agent))
+            let census = match up {
+                Some(up) => timeout(bound, census(&up.guest.agent))
                     .await
                     .unwrap_or_else(|_| Err("no answer in time".to_owned())),
                 None => Err("there is no agent".to_owned()),
@@ -196,6 +257,3 @@ impl<F: Factory> Machines for Qemus<F> {
         self.shared.console.subscribe()
     }
 }
-
-/// How a VM that became ready was started, as long as there is one way only.
-pub(crate) const HOW: StartHow = StartHow::Cold;

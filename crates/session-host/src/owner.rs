@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use dormouse_api::{HistoryEntry, SessionInfo, SleepAnswer};
 use dormouse_lifecycle::{
-    Census, Claim, Config, EndReason, Event, Generation, LastVm, LeaseId, Policy, Refusal,
+    Census, Claim, Config, EndReason, Event, Generation, LastVm, LeaseId, Policy, Refusal, StartHow,
 };
 use dormouse_mux::Agent;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
@@ -34,9 +34,13 @@ pub(crate) enum Message {
     /// Somebody wants a lease.
     Lease { claim: Claim, lease: LeaseId, reply: oneshot::Sender<Result<Granted, Refused>> },
     /// The guest answers and its engine lists.
-    Ready { generation: Generation, agent: Agent },
+    Ready { generation: Generation, how: StartHow, agent: Agent },
+    /// A guest that was to be suspended runs on, on a new channel.
+    Revived { generation: Generation, agent: Agent },
+    /// Something was tried in vain, in words for the history.
+    Note { generation: Generation, what: String },
     /// It was asked what runs, once ready.
-    FirstCensus { generation: Generation, census: Census, agent: Agent },
+    FirstCensus { generation: Generation, how: StartHow, census: Census, agent: Agent },
     /// Somebody wants the VM asleep.
     Sleep { reply: oneshot::Sender<SleepAnswer> },
     /// Somebody wants to know what happened so far.

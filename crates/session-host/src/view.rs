@@ -41,7 +41,7 @@ pub(crate) fn info(facts: &Facts, session: &Session, config: Config) -> SessionI
             since: to_wall(view.since),
             deadline: view.deadline.map(to_wall),
             step: view.progress.map(ToString::to_string),
-            acceleration: record.as_ref().map(|record| record.acceleration.clone()),
+            acceleration: record.as_ref().map(|record| record.key.acceleration.clone()),
             cpus: settings.cpus,
             memory_mib: settings.memory_mib,
         },
@@ -92,7 +92,7 @@ fn how(how: StartHow) -> How {
 }
 
 fn network(record: Option<&VmRecord>) -> NetworkInfo {
-    match record.map(|record| record.network) {
+    match record.map(|record| record.key.network) {
         Some(dormouse_vm::NetworkKind::UserUnsafe) => {
             NetworkInfo { kind: NetworkKind::User, host_loopback: true }
         }
@@ -125,6 +125,18 @@ pub(crate) fn holds(session: &Session) -> Vec<HoldInfo> {
         weak: hold.weak,
     };
     session.holds().into_iter().map(hold).collect()
+}
+
+/// Something that was tried in vain.
+pub(crate) fn note(generation: core::Generation, what: &str) -> HistoryEntry {
+    HistoryEntry {
+        at: jiff::Timestamp::now(),
+        what: "fallback".to_owned(),
+        generation: generation.0,
+        how: String::new(),
+        duration_ms: 0,
+        reason: what.to_owned(),
+    }
 }
 
 /// An entry of the history as the API tells it.

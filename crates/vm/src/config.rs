@@ -32,11 +32,15 @@ pub struct VmConfig {
     pub start: Start,
     /// As whom QEMU and its network helper run; the caller itself when absent.
     pub owner: Option<Owner>,
+    /// How much it yields to whatever else runs, see nice(2); 0 for as little as its maker does.
+    pub niceness: i32,
 }
 
 /// The files of a guest image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GuestFiles {
+    /// The image's hash: part of what a snapshot fits.
+    pub hash: String,
     /// An uncompressed kernel with a PVH entry, or a bzImage.
     pub kernel: PathBuf,
     /// The initramfs.
@@ -118,7 +122,7 @@ impl VmConfig {
         if self.memory_mib < MEMORY_MIB_MIN {
             return Err(ConfigError::Memory(self.memory_mib));
         }
-        let GuestFiles { kernel, initramfs, root } = &self.image;
+        let GuestFiles { kernel, initramfs, root, hash: _ } = &self.image;
         for path in [kernel, initramfs, root, &self.data_disk, &self.memory_file, &self.runtime_dir] {
             if path.to_str().is_none() {
                 return Err(ConfigError::NotUtf8(path.clone()));

@@ -37,6 +37,15 @@ pub fn allocated_bytes(path: &Path) -> io::Result<u64> {
     Ok(std::fs::metadata(path)?.blocks() * 512)
 }
 
+/// What is free on the file system of a file or folder for a user without privileges, in bytes.
+///
+/// # Errors
+/// When it can't be asked.
+pub fn free_bytes(path: &Path) -> io::Result<u64> {
+    let space = rustix::fs::statvfs(path)?;
+    Ok(space.f_bavail * space.f_frsize)
+}
+
 pub(crate) fn create_sparse(path: &Path, bytes: u64) -> io::Result<File> {
     let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path)?;
     if let Err(error) = file.set_len(bytes) {

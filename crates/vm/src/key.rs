@@ -45,12 +45,12 @@ pub struct KeyMismatch {
 impl SnapshotKey {
     /// The key of the VM that `config` makes.
     #[must_use]
-    pub fn of(config: &VmConfig, qemu: &Qemu, guest_image: &str) -> Self {
+    pub fn of(config: &VmConfig, qemu: &Qemu) -> Self {
         let model = cpu_model(&qemu.acceleration);
         let cpu =
             if qemu.acceleration.is_kvm() { format!("{model}: {}", host_cpu()) } else { model.to_owned() };
         Self {
-            guest_image: guest_image.to_owned(),
+            guest_image: config.image.hash.clone(),
             qemu_build: qemu.build.clone(),
             machine: MACHINE.to_owned(),
             acceleration: qemu.acceleration.name().to_owned(),

@@ -33,3 +33,16 @@ pub(crate) fn outliving_us(command: &mut Command) {
 pub(crate) fn run_as(command: &mut Command, owner: Owner) {
     command.uid(owner.uid).gid(owner.gid);
 }
+
+/// Makes the child, and all of its threads, yield to others: see nice(2).
+pub(crate) fn yielding(command: &mut Command, niceness: i32) {
+    if niceness == 0 {
+        return;
+    }
+    let yield_to_others = move || rustix::process::nice(niceness).map(drop).map_err(std::io::Error::from);
+    // SAFETY: between fork and exec only nice(2) is called, which is async-signal-safe and allocates nothing.
+    #[expect(unsafe_code, reason = "no safe way to have nice(2) called in a child")]
+    unsafe {
+        command.pre_exec(yield_to_others);
+    }
+}

@@ -8,12 +8,13 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::adopt::find_by_uuid;
-use crate::config::{NetworkKind, Start};
+use crate::config::Start;
+use crate::key::SnapshotKey;
 use crate::process::{Process, ProcessIdentity};
 use crate::socket::Sockets;
 
 /// Version of the record's format.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 /// Name of the record in a session's runtime directory: a session has one VM at most.
 const FILE_NAME: &str = "vm.json";
 /// No record is longer.
@@ -40,12 +41,8 @@ pub struct VmRecord {
     pub sockets: Sockets,
     /// The guest's RAM.
     pub memory_file: PathBuf,
-    /// What is behind the guest's network card.
-    pub network: NetworkKind,
-    /// `kvm` or `emulation`.
-    pub acceleration: String,
-    /// Build of QEMU, see [`crate::Qemu::build`].
-    pub qemu_build: String,
+    /// What a snapshot of it will fit: among other things the network, the acceleration and the build of QEMU.
+    pub key: SnapshotKey,
 }
 
 /// Why a record can't be used.
@@ -175,9 +172,17 @@ mod tests {
             start: Start::Cold,
             sockets: Sockets::named(directory, generation).unwrap(),
             memory_file: "/x/memory".into(),
-            network: NetworkKind::Passt,
-            acceleration: "emulation".into(),
-            qemu_build: "b".into(),
+            key: SnapshotKey {
+                guest_image: "i".into(),
+                qemu_build: "b".into(),
+                machine: "q35".into(),
+                acceleration: "emulation".into(),
+                cpu: "max".into(),
+                memory_mib: 64,
+                cpus: 1,
+                device_list: 1,
+                network: crate::NetworkKind::Passt,
+            },
         }
     }
 

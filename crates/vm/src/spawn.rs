@@ -22,8 +22,9 @@ use tokio::process::{Child, Command};
 
 use crate::config::{ConfigError, NetworkKind, Owner, Start, VmConfig};
 use crate::device::{self, ChildFd};
-use crate::disk::create_sparse;
-use crate::launch::{outliving_us, run_as};
+use crate::disk::{create_sparse, free_bytes};
+use crate::key::SnapshotKey;
+use crate::launch::{outliving_us, run_as, yielding};
 use crate::network::Helpers;
 use crate::probe::Qemu;
 use crate::process::ProcessIdentity;
@@ -173,9 +174,7 @@ pub async fn spawn(config: &VmConfig, qemu: &Qemu) -> Result<Spawned, SpawnError
         start: config.start,
         sockets,
         memory_file: config.memory_file.clone(),
-        network: config.network,
-        acceleration: qemu.acceleration.name().to_owned(),
-        qemu_build: qemu.build.clone(),
+        key: SnapshotKey::of(config, qemu),
     };
     let mut attempt = Attempt::new(config, record);
     attempt.prepare()?;
@@ -282,6 +281,7 @@ impl<'a> Attempt<'a> {
             run_as(&mut command, owner);
         }
         outliving_us(&mut command);
+        yielding(&mut command, self.config.niceness);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         command
             .fd_mappings(mappings)
@@ -372,9 +372,7 @@ fn check_host(config: &VmConfig) -> Result<(), SpawnError> {
         return Err(SpawnError::NoMemory { needed_mib: config.memory_mib, available_mib });
     }
     let directory = config.memory_file.parent().unwrap_or(Path::new("/"));
-    let space =
-        rustix::fs::statvfs(directory).map_err(|error| refused("look at free space")(error.into()))?;
-    let free = space.f_bavail * space.f_frsize;
+    let free = free_bytes(directory).map_err(refused("look at free space"))?;
     if free < FREE_BYTES_MIN {
         return Err(SpawnError::NoSpace { path: directory.to_owned(), free_mib: free >> 20 });
     }

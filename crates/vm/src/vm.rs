@@ -176,6 +176,11 @@ impl Vm {
         self.process.kill();
     }
 
+    /// Waits until QEMU is gone.
+    pub async fn ended(&self) {
+        self.process.ended().await;
+    }
+
     /// Waits until QEMU is gone, then removes what it leaves: sockets and record. The memory file stays.
     pub async fn remove(self) {
         self.discard().await;

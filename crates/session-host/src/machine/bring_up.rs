@@ -1,37 +1,44 @@
-//! From an order for a VM to a guest whose engine lists its containers, and what is told of that VM until it is gone.
+//! From an order for a VM to a guest whose engine lists its containers.
+//!
+//! ```text
+//! Make:        factory ─► load, break the seal ─► greet ─► engine lists ─► Ready
+//!                 ▲          │ whatever fails
+//!                 └──────────┘ once, and then from the kernel up on the same disk
+//! Adopt:       find by the record ─► run on if stopped ─► greet ─► engine lists ─► Ready
+//! PutToSleep:  the same, but for Ready: the sleep begins, or has been completed
+//! ```
 
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use dormouse_agent_proto::{Answer, EngineState, GuestEvent, Nonce, Target};
-use dormouse_lifecycle::{Event, Exit, Generation, SnapshotFate};
-use dormouse_mux::{Agent, Limits, Mux, Watch};
-use dormouse_vm::{ExitCause, Vm, VmEvent, VmEvents, VmExit, VmRecord};
+use dormouse_agent_proto::Identity;
+use dormouse_lifecycle::{Ask, Event, Exit, Generation, SleepHow, SnapshotFate, StartFrom, StartHow};
+use dormouse_mux::Watch;
+use dormouse_snapshot::{Origin, STATE, Seal};
+use dormouse_vm::{ExitCause, RunState, Vm, VmEvents, VmExit, VmRecord};
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::census::follow_containers;
-use super::{Factory, PROGRESS_WITHIN, Shared};
-use crate::events::Events;
-use crate::owner::{Inbox, Message};
-
-/// A VM whose channel has ended is gone within this time, or lives on without one.
-const EXIT_WITHIN: Duration = Duration::from_secs(3);
-
-/// An engine that was restarted is listened to again after so long.
-const HEAR_AGAIN_AFTER: Duration = Duration::from_millis(200);
+use super::guest::{Guest, random};
+use super::pump::{Pump, discard_memory};
+use super::sleep::Sleep;
+use super::{Factory, PROGRESS_WITHIN, Purpose, Shared, Up};
+use crate::owner::Message;
 
 /// How many of the console's lines go into an error.
 const LAST_LINES: usize = 12;
 
-/// Where a VM comes from.
+/// What is wanted of a VM that is to be brought up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Origin {
-    /// The factory makes it.
-    Made,
-    /// An earlier host left it.
-    Left,
+pub(super) enum Order {
+    /// Have the factory make it.
+    Make(StartFrom),
+    /// Find the one that an earlier host left.
+    Adopt,
+    /// Find the one that an earlier host was putting to sleep, and go on with that.
+    PutToSleep(Ask, SleepHow),
 }
 
 pub(super) struct BringUp<F> {
@@ -39,216 +46,283 @@ pub(super) struct BringUp<F> {
     pub(super) generation: Generation,
     pub(super) cancel: CancellationToken,
     pub(super) vm: watch::Sender<Option<Arc<Vm>>>,
-    pub(super) agent: watch::Sender<Option<Agent>>,
+    pub(super) up: watch::Sender<Option<Up>>,
+}
+
+/// A VM whose engine lists, and how it came up.
+struct Risen {
+    up: Up,
+    how: StartHow,
+    watch: Watch,
+    pump: JoinHandle<Option<VmExit>>,
+}
+
+/// A VM that was found by its record.
+struct Found {
+    vm: Arc<Vm>,
+    purpose: watch::Sender<Purpose>,
+    pump: JoinHandle<Option<VmExit>>,
 }
 
 impl<F: Factory> BringUp<F> {
-    pub(super) async fn run(self, origin: Origin, deadline: Instant) {
+    pub(super) async fn run(self, order: Order, deadline: Instant) {
+        let risen = match order {
+            Order::Make(from) => self.make(from, deadline).await,
+            Order::Adopt | Order::PutToSleep(..) => match self.find().await {
+                Ok(Some(found)) => self.rise(found, deadline).await,
+                Ok(None) => return self.gone(order).await,
+                Err(reason) => Err(reason),
+            },
+        };
+        match risen {
+            Ok(risen) => self.serve(risen, order).await,
+            Err(reason) => self.failed(reason).await,
+        }
+    }
+
+    /// The guest is up.
+    async fn serve(self, risen: Risen, order: Order) {
+        let Risen { up, how, watch, pump } = risen;
         let generation = self.generation;
-        if origin == Origin::Made
-            && let Err(reason) = self.shared.factory.make(generation.0).await
-        {
-            return self.failed(reason);
+        up.purpose.send_replace(Purpose::Serve);
+        self.up.send_replace(Some(up.clone()));
+        if let Order::PutToSleep(ask, by) = order {
+            return Sleep { shared: self.shared, ask, up, present: self.up }.run(by).await;
         }
-        let (vm, events) = match self.find().await {
-            Ok(Some(found)) => found,
-            Ok(None) if origin == Origin::Left => {
+        self.shared.inbox.send(Message::Ready { generation, how, agent: up.guest.agent.clone() });
+        let gone = async {
+            let _ = pump.await;
+        };
+        up.guest.follow(watch, generation, self.shared.ears(how == StartHow::Resume), gone).await;
+    }
+
+    /// What an earlier host left is gone.
+    async fn gone(self, order: Order) {
+        let generation = self.generation;
+        let sealed = matches!(Seal::read(&self.shared.store), Ok(Some(seal))
+            if seal.origin == Origin::Session { generation: generation.0 });
+        match order {
+            Order::PutToSleep(ask, SleepHow::Suspend) if sealed => self.shared.tell(Event::SleepDone { ask }),
+            Order::Make(_) | Order::Adopt | Order::PutToSleep(..) => {
+                discard_memory(self.shared.store.clone()).await;
                 let details = "it was gone when its new host looked for it".into();
-                return self.tell(Event::VmExited { generation, exit: Exit::Unknown(details) });
+                self.shared.tell(Event::VmExited { generation, exit: Exit::Unknown(details) });
             }
-            Ok(None) => return self.failed("QEMU ended at once".to_owned()),
-            Err(reason) => return self.failed(reason),
-        };
-        self.vm.send_replace(Some(Arc::clone(&vm)));
-        if self.cancel.is_cancelled() {
-            vm.kill();
         }
-        let greeted = CancellationToken::new();
-        let pump = tokio::spawn(pump(
-            events,
-            Arc::clone(&vm),
-            self.shared.inbox.clone(),
-            generation,
-            greeted.clone(),
-        ));
-        let outcome = tokio::select! {
-            outcome = self.greet(&vm, origin, deadline) => outcome,
-            () = self.cancel.cancelled() => Err("it was called off".to_owned()),
+    }
+
+    /// Nothing is left of the VM.
+    async fn failed(self, reason: String) {
+        tracing::warn!(generation = self.generation.0, reason, "no VM");
+        // A seal that was broken is gone; one that is there wasn't touched.
+        let snapshot = match Seal::read(&self.shared.store) {
+            Ok(Some(_)) => SnapshotFate::Intact,
+            Ok(None) | Err(_) => SnapshotFate::Void,
         };
-        match outcome {
-            Ok((agent, watch)) => {
-                greeted.cancel();
-                self.agent.send_replace(Some(agent.clone()));
-                self.shared.inbox.send(Message::Ready { generation, agent: agent.clone() });
-                let changes =
-                    tokio::spawn(follow_containers(agent.clone(), self.shared.inbox.clone(), generation));
-                let hearing =
-                    tokio::spawn(hear_events(agent.clone(), self.shared.events.clone(), generation));
-                let reason = self.follow_engine(watch, &agent).await;
-                changes.abort();
-                hearing.abort();
-                // A VM that ends takes its channel along, and its exit says more. One that lives on has lost its engine.
-                if timeout(EXIT_WITHIN, pump).await.is_err() {
-                    self.tell(Event::EngineDied { generation, reason: reason.into() });
+        discard_memory(self.shared.store.clone()).await;
+        let generation = self.generation;
+        self.shared.tell(Event::StartFailed { generation, reason: reason.into(), snapshot });
+    }
+
+    /// Has VMs made until one rises, from the best that there is: a snapshot or template is tried once.
+    async fn make(&self, from: StartFrom, deadline: Instant) -> Result<Risen, String> {
+        if from == StartFrom::Fresh {
+            self.discard_snapshot().await?;
+        }
+        loop {
+            for note in self.shared.factory.make(self.generation.0).await? {
+                self.shared.note(self.generation, note);
+            }
+            let seal = match Seal::read(&self.shared.store) {
+                Ok(seal) => seal,
+                Err(unfit) => return Err(unfit.to_string()),
+            };
+            let found = self.find().await?.ok_or("QEMU ended at once")?;
+            let Some(seal) = seal else { return self.rise(found, deadline).await };
+            let what = match seal.origin {
+                Origin::Session { .. } => "snapshot",
+                Origin::Template => "template",
+            };
+            match self.wake(found, seal, deadline).await {
+                Ok(risen) => return Ok(risen),
+                Err(reason) if self.cancel.is_cancelled() => return Err(reason),
+                Err(reason) => {
+                    self.shared.note(self.generation, format!("the {what} could not be woken: {reason}"));
+                    self.discard_snapshot().await?;
                 }
             }
-            Err(reason) => {
-                let last = self
-                    .shared
-                    .console
-                    .borrow()
-                    .as_ref()
-                    .map(|console| console.last_lines(LAST_LINES).join("\n"));
-                vm.kill();
-                // Whoever is told of the failure may at once make another VM: so this one is gone before.
-                let exit = pump.await.ok().flatten();
-                let reason = exit.map_or(reason.clone(), |exit| match exit.cause {
-                    ExitCause::Unknown => reason,
-                    _ => exit.details,
-                });
-                let reason = match last {
-                    Some(last) if !last.is_empty() => format!("{reason}; the console's last lines:\n{last}"),
-                    _ => reason,
-                };
-                self.failed(reason);
-            }
         }
     }
 
-    fn failed(&self, reason: String) {
-        tracing::warn!(generation = self.generation.0, reason, "no VM");
-        let generation = self.generation;
-        self.tell(Event::StartFailed { generation, reason: reason.into(), snapshot: SnapshotFate::Void });
+    /// The core knows of no snapshot, or the one there is was tried: whatever lies about is void.
+    async fn discard_snapshot(&self) -> Result<(), String> {
+        let store = self.shared.store.clone();
+        let discarded = tokio::task::spawn_blocking(move || dormouse_snapshot::discard(&store)).await;
+        discarded
+            .map_err(|error| error.to_string())?
+            .map_err(|error| format!("can't remove a snapshot that is void: {error}"))
     }
 
-    fn tell(&self, event: Event) {
-        self.shared.inbox.send(Message::Event(event));
-    }
-
-    fn step(&self, step: &str) {
-        self.tell(Event::VmProgress { generation: self.generation, step: step.into() });
-    }
-
-    async fn find(&self) -> Result<Option<(Arc<Vm>, VmEvents)>, String> {
+    /// Connects to the VM that the record tells of, if it is ours and alive.
+    async fn find(&self) -> Result<Option<Found>, String> {
         let folder = &self.shared.runtime_dir;
         let record = VmRecord::read(folder).map_err(|error| error.to_string())?;
         let Some(record) = record.filter(|record| record.generation == self.generation.0) else {
             return Ok(None);
         };
-        let found =
+        let connected =
             Vm::connect(record, folder).await.map_err(|error| format!("can't connect to QEMU: {error}"))?;
-        Ok(found.map(|(vm, events)| (Arc::new(vm), events)))
+        Ok(connected.map(|(vm, events)| self.found(vm, events)))
     }
 
-    /// From a VM that QMP answers for to an engine that lists its containers.
-    async fn greet(&self, vm: &Vm, origin: Origin, deadline: Instant) -> Result<(Agent, Watch), String> {
-        let lost = |what: &str, error: &dyn std::fmt::Display| format!("{what}: {error}");
-        let console = vm.console().await.map_err(|error| lost("can't connect to the console", &error))?;
-        self.shared.console.send_replace(Some(Arc::new(console)));
-        if origin == Origin::Made {
-            vm.cont().await.map_err(|error| lost("the VM doesn't run", &error))?;
-        }
-        self.step("kernel");
-        let mut port = vm.agent().await.map_err(|error| lost("can't connect to the agent", &error))?;
-        let mut random = [0; 16];
-        rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())
-            .map_err(|error| error.to_string())?;
-        let nonce = Nonce(u128::from_ne_bytes(random));
-        let greet_by = deadline.min(Instant::now() + PROGRESS_WITHIN);
-        dormouse_mux::connect(&mut port, nonce, greet_by).await.map_err(|error| error.to_string())?;
-        let agent = Agent::new(Mux::client(port, Limits::AGENT));
-        let hello = agent.hello(&nonce.to_string()).await.map_err(|error| error.to_string())?;
-        let Answer::Hello { .. } = hello else { return Err("the guest's hello makes no sense".to_owned()) };
-        let nanos = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
-        let nanos = u64::try_from(nanos).unwrap_or(u64::MAX);
-        agent.set_clock(nanos).await.map_err(|error| error.to_string())?;
-        let mut watch = agent.watch().await.map_err(|error| error.to_string())?;
-        loop {
-            let until = deadline.min(Instant::now() + PROGRESS_WITHIN);
-            let event = tokio::time::timeout_at(until, watch.next()).await;
-            let event = event
-                .map_err(|_| "the guest made no progress".to_owned())?
-                .map_err(|error| error.to_string())?;
-            match event {
-                GuestEvent::Step { name, .. } => self.step(&name),
-                GuestEvent::Engine(EngineState::Ready) => return Ok((agent, watch)),
-                GuestEvent::Engine(EngineState::Dead { details }) => {
-                    return Err(format!("the engine did not start: {details}"));
-                }
-                GuestEvent::Engine(_) => {}
-                GuestEvent::Warning(warning) => tracing::warn!(warning, "from the guest"),
-            }
-        }
-    }
-
-    /// Tells when the engine dies for good; ends with the channel, and says why that ended.
-    async fn follow_engine(&self, mut watch: Watch, agent: &Agent) -> String {
-        let generation = self.generation;
-        loop {
-            match watch.next().await {
-                Ok(GuestEvent::Engine(EngineState::Dead { details })) => {
-                    self.tell(Event::EngineDied { generation, reason: details.into() });
-                }
-                Ok(GuestEvent::Engine(EngineState::Restarting { details })) => {
-                    tracing::warn!(generation = generation.0, details, "the engine is being restarted");
-                }
-                Ok(_) => {}
-                Err(_) => return agent.closed().await,
-            }
-        }
-    }
-}
-
-/// Hears the engine's events until it is aborted, over restarts of the engine.
-async fn hear_events(agent: Agent, events: Events, generation: Generation) {
-    // What an engine has told that an earlier host listened to is only known as far as that host left it.
-    let mut is_same_boot = false;
-    loop {
-        if let Ok(stream) = agent.dial(Target::Engine).await {
-            if let Err(error) = events.hear(stream, generation.0, is_same_boot).await {
-                tracing::debug!(%error, "the engine's events broke off");
-            }
-            is_same_boot = true;
-        }
-        sleep(HEAR_AGAIN_AFTER).await;
-    }
-}
-
-/// Passes a VM's events on until it is gone, and then removes what it leaves. An exit before the guest was greeted is a
-/// failed start, which its bring-up tells: the exit is returned instead.
-async fn pump(
-    mut events: VmEvents,
-    vm: Arc<Vm>,
-    inbox: Inbox,
-    generation: Generation,
-    greeted: CancellationToken,
-) -> Option<VmExit> {
-    loop {
-        let event = match events.next().await {
-            VmEvent::Exited(exit) => {
-                // Only now is the record nobody's: the same order as in `Vm::remove`, which wants the VM for itself.
-                vm.discard().await;
-                if !greeted.is_cancelled() {
-                    return Some(exit);
-                }
-                inbox.send(Message::Event(Event::VmExited { generation, exit: classify(&exit) }));
-                return None;
-            }
-            VmEvent::PausedByDisk { reason, .. } => Event::VmPaused { generation, reason: reason.into() },
-            VmEvent::Resumed => Event::VmResumed { generation },
-            VmEvent::Stopped | VmEvent::AgentPort { .. } | VmEvent::PortsPort { .. } => continue,
+    fn found(&self, vm: Vm, events: VmEvents) -> Found {
+        let vm = Arc::new(vm);
+        self.vm.send_replace(Some(Arc::clone(&vm)));
+        let purpose = watch::channel(Purpose::BringUp).0;
+        let pump = Pump {
+            generation: self.generation,
+            vm: Arc::clone(&vm),
+            events,
+            store: self.shared.store.clone(),
+            inbox: self.shared.inbox.clone(),
+            purpose: purpose.subscribe(),
         };
-        inbox.send(Message::Event(event));
+        Found { vm, purpose, pump: tokio::spawn(pump.run()) }
+    }
+
+    /// From a VM that QMP answers for, to an engine that lists its containers.
+    async fn rise(&self, found: Found, deadline: Instant) -> Result<Risen, String> {
+        let rising = async {
+            self.connect_console(&found.vm).await?;
+            run(&found.vm).await?;
+            self.step("kernel");
+            let guest = Guest::greet(&found.vm, deadline, None).await?;
+            let watch = guest.until_ready(deadline, |step| self.step(step)).await?;
+            Ok((guest, watch))
+        };
+        let risen = self.unless_cancelled(rising).await;
+        self.settle(found, StartHow::Cold, risen).await
+    }
+
+    /// The same, for one that comes from a snapshot or a template.
+    async fn wake(&self, found: Found, seal: Seal, deadline: Instant) -> Result<Risen, String> {
+        let how = match seal.origin {
+            Origin::Session { .. } => StartHow::Resume,
+            Origin::Template => StartHow::Clone,
+        };
+        let waking = async {
+            self.connect_console(&found.vm).await?;
+            self.step(how.as_str());
+            let state = self.shared.store.join(STATE);
+            found.vm.load_state(&state).await.map_err(|error| error.to_string())?;
+            let (boot, store) = (seal.boot.clone(), self.shared.store.clone());
+            blocking(move || seal.break_it(&store)).await?;
+            found.vm.cont().await.map_err(|error| format!("the VM doesn't run: {error}"))?;
+            let identity = match how {
+                StartHow::Clone => Some(self.identity()?),
+                StartHow::Resume | StartHow::Cold => None,
+            };
+            let greet_by = deadline.min(Instant::now() + PROGRESS_WITHIN);
+            let guest = Guest::greet(&found.vm, greet_by, identity).await?;
+            if guest.boot != boot {
+                return Err("another guest answered".to_owned());
+            }
+            self.fit_disk(&found.vm, &guest).await?;
+            let watch = guest.until_ready(deadline, |_| {}).await?;
+            Ok((guest, watch))
+        };
+        let risen = self.unless_cancelled(waking).await;
+        self.settle(found, how, risen).await
+    }
+
+    async fn unless_cancelled<T>(
+        &self,
+        rising: impl Future<Output = Result<T, String>>,
+    ) -> Result<T, String> {
+        tokio::select! {
+            risen = rising => risen,
+            () = self.cancel.cancelled() => Err("it was called off".to_owned()),
+        }
+    }
+
+    /// A VM that didn't come up is gone when this is back: whoever is told of the failure may at once make another.
+    async fn settle(
+        &self,
+        found: Found,
+        how: StartHow,
+        risen: Result<(Guest, Watch), String>,
+    ) -> Result<Risen, String> {
+        let Found { vm, purpose, pump } = found;
+        let reason = match risen {
+            Ok((guest, watch)) => return Ok(Risen { up: Up { vm, guest, purpose }, how, watch, pump }),
+            Err(reason) => reason,
+        };
+        let last =
+            self.shared.console.borrow().as_ref().map(|console| console.last_lines(LAST_LINES).join("\n"));
+        vm.kill();
+        let exit = pump.await.ok().flatten();
+        let reason = exit.map_or(reason.clone(), |exit| match exit.cause {
+            ExitCause::Unknown => reason,
+            _ => exit.details,
+        });
+        Err(match last {
+            Some(last) if !last.is_empty() => format!("{reason}; the console's last lines:\n{last}"),
+            _ => reason,
+        })
+    }
+
+    async fn connect_console(&self, vm: &Vm) -> Result<(), String> {
+        let console = vm.console().await.map_err(|error| format!("can't connect to the console: {error}"))?;
+        self.shared.console.send_replace(Some(Arc::new(console)));
+        Ok(())
+    }
+
+    fn identity(&self) -> Result<Identity, String> {
+        let hostname = self.shared.hostname.clone();
+        Ok(Identity { seed: random()?, machine_id: random()?, hostname })
+    }
+
+    /// A template's disk may be smaller than this session's is to be.
+    async fn fit_disk(&self, vm: &Vm, guest: &Guest) -> Result<(), String> {
+        let disk: PathBuf = self.shared.store.join(dormouse_snapshot::DISK);
+        let wanted = self.shared.disk_bytes;
+        let present = std::fs::metadata(&disk).map_err(|error| error.to_string())?.len();
+        if present >= wanted {
+            return Ok(());
+        }
+        blocking(move || dormouse_vm::grow_data_disk(&disk, wanted)).await?;
+        vm.resize_data_disk(wanted).await.map_err(|error| error.to_string())?;
+        guest.agent.grow_disk(wanted).await.map_err(|error| error.to_string())
+    }
+
+    fn step(&self, step: &str) {
+        self.shared.tell(Event::VmProgress { generation: self.generation, step: step.into() });
     }
 }
 
-fn classify(exit: &VmExit) -> Exit {
-    match exit.cause {
-        ExitCause::GuestShutdown => Exit::GuestShutdown,
-        ExitCause::HostQuit
-        | ExitCause::HostSignal
-        | ExitCause::GuestPanic
-        | ExitCause::GuestReset
-        | ExitCause::Unknown => Exit::Crashed(exit.details.as_str().into()),
+/// Lets a VM run whose host has not done so, or has stopped it. One that its disk has paused stays so.
+async fn run(vm: &Vm) -> Result<(), String> {
+    match vm.found() {
+        RunState::Prelaunch
+        | RunState::Inmigrate
+        | RunState::Paused
+        | RunState::FinishMigrate
+        | RunState::Postmigrate => vm.cont().await.map_err(|error| format!("the VM doesn't run: {error}")),
+        RunState::Running
+        | RunState::IoError
+        | RunState::GuestPanicked
+        | RunState::Shutdown
+        | RunState::InternalError
+        | RunState::Other => Ok(()),
     }
+}
+
+/// Runs what waits for a disk off the async threads.
+pub(super) async fn blocking<T: Send + 'static, E: std::fmt::Display + Send + 'static>(
+    work: impl FnOnce() -> Result<T, E> + Send + 'static,
+) -> Result<T, String> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|error| error.to_string())?
+        .map_err(|error| error.to_string())
 }

@@ -19,17 +19,8 @@ pub(crate) async fn census(agent: &Agent) -> Result<Census, String> {
     struct Container {
         state: String,
     }
-    let mut stream = agent.dial(Target::Engine).await.map_err(|error| error.to_string())?;
-    let request = "GET /containers/json?all=1 HTTP/1.0\r\nHost: docker\r\n\r\n";
-    stream.write_all(request.as_bytes()).await.map_err(|error| error.to_string())?;
-    let mut answer = Vec::new();
-    stream.take(ANSWER_BYTES_MAX).read_to_end(&mut answer).await.map_err(|error| error.to_string())?;
-    let head =
-        answer.windows(4).position(|window| window == b"\r\n\r\n").ok_or("the engine's answer broke off")?;
-    if !answer.starts_with(b"HTTP/1.0 200") {
-        return Err("the engine refused to list its containers".to_owned());
-    }
-    let containers: Vec<Container> = serde_json::from_slice(&answer[head + 4..])
+    let answer = engine_answer(agent, "/containers/json?all=1").await?;
+    let containers: Vec<Container> = serde_json::from_slice(&answer)
         .map_err(|error| format!("the engine's answer makes no sense: {error}"))?;
     // A state that isn't known here may be one that works.
     Ok(Census::of(containers.iter().map(|container| match container.state.as_str() {
@@ -41,6 +32,21 @@ pub(crate) async fn census(agent: &Agent) -> Result<Census, String> {
         "dead" => ContainerState::Dead,
         _ => ContainerState::Running,
     })))
+}
+
+/// What the engine answers to a read, if it answers with 200.
+pub(crate) async fn engine_answer(agent: &Agent, path: &str) -> Result<Vec<u8>, String> {
+    let mut stream = agent.dial(Target::Engine).await.map_err(|error| error.to_string())?;
+    let request = format!("GET {path} HTTP/1.0\r\nHost: docker\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.map_err(|error| error.to_string())?;
+    let mut answer = Vec::new();
+    stream.take(ANSWER_BYTES_MAX).read_to_end(&mut answer).await.map_err(|error| error.to_string())?;
+    let head =
+        answer.windows(4).position(|window| window == b"\r\n\r\n").ok_or("the engine's answer broke off")?;
+    if !answer.starts_with(b"HTTP/1.0 200") {
+        return Err(format!("the engine refused to answer {path}"));
+    }
+    Ok(answer.split_off(head + 4))
 }
 
 /// Recounts whenever the engine says that something happened to a container. Ends with the engine's stream: the count

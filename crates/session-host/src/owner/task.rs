@@ -15,7 +15,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::{Facts, Granted, Inbox, Message};
 use crate::clock::{due, now};
 use crate::lease::Refused;
-use crate::machine::{HOW, Machines};
+use crate::machine::Machines;
 use crate::state;
 use crate::view;
 
@@ -109,7 +109,7 @@ impl<M: Machines> Task<M> {
                 self.waiting.insert(lease, reply);
                 Some(Event::LeaseRequested { lease, claim })
             }
-            Message::Ready { generation, agent } => {
+            Message::Ready { generation, how, agent } => {
                 // What runs in it is part of being ready: a VM with containers has a hold from its first moment.
                 let inbox = self.inbox.clone();
                 tokio::spawn(async move {
@@ -117,16 +117,24 @@ impl<M: Machines> Task<M> {
                         tokio::time::timeout(Duration::from_secs(30), crate::machine::census(&agent)).await;
                     let census =
                         counted.unwrap_or_else(|_| Err("no answer in time".to_owned())).unwrap_or_default();
-                    inbox.send(Message::FirstCensus { generation, census, agent });
+                    inbox.send(Message::FirstCensus { generation, how, census, agent });
                 });
                 None
             }
-            Message::FirstCensus { generation, census, agent } => {
+            Message::Revived { generation, agent } => {
+                self.guest = Some(Guest { generation, agent, ended: watch::channel(None).0 });
+                None
+            }
+            Message::Note { generation, what } => {
+                self.remember(view::note(generation, &what));
+                None
+            }
+            Message::FirstCensus { generation, how, census, agent } => {
                 self.guest = Some(Guest { generation, agent, ended: watch::channel(None).0 });
                 if self.adopting.take_if(|adopting| *adopting == generation).is_some() {
                     Some(Event::VmAdopted { generation, census, holds: Vec::new() })
                 } else {
-                    Some(Event::VmReady { generation, how: HOW, census })
+                    Some(Event::VmReady { generation, how, census })
                 }
             }
             Message::Sleep { reply } => {
@@ -145,9 +153,9 @@ impl<M: Machines> Task<M> {
     fn act(&mut self, action: Action) {
         match action {
             Action::Persist(durable) => self.persist(&durable),
-            Action::StartVm { generation, bound, .. } => self.machines.start(generation, bound),
+            Action::StartVm { generation, from, bound } => self.machines.start(generation, from, bound),
             Action::CancelStart { generation } => self.machines.cancel(generation),
-            Action::BeginSleep { ask, .. } => self.machines.shut_down(ask),
+            Action::BeginSleep { ask, how, .. } => self.machines.sleep(ask, how),
             Action::KillVm { generation } => self.machines.kill(generation),
             Action::CountContainers { ask, bound } => self.machines.count(ask, bound),
             Action::ResumeVm { generation } => self.machines.resume(generation),
@@ -213,7 +221,10 @@ impl<M: Machines> Task<M> {
         if let Record::Slept { generation, trouble: None, .. } = record {
             self.facts.asleep.seal(generation.0);
         }
-        let entry = view::history_entry(record);
+        self.remember(view::history_entry(record));
+    }
+
+    fn remember(&mut self, entry: HistoryEntry) {
         tracing::info!(
             what = entry.what,
             generation = entry.generation,

@@ -196,7 +196,7 @@ async fn a_user_network_guest_starts_too() {
     config.network = NetworkKind::UserUnsafe;
     let spawned = bench.spawn(&config).await;
     let (vm, _events): (Vm, _) = bench.connect(&spawned).await;
-    assert_eq!(vm.record().network, NetworkKind::UserUnsafe);
+    assert_eq!(vm.record().key.network, NetworkKind::UserUnsafe);
     vm.kill();
 }
 

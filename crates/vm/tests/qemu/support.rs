@@ -53,6 +53,7 @@ impl Bench {
             generation: 1,
             hostname: "test".to_owned(),
             image: GuestFiles {
+                hash: String::new(),
                 kernel: self.path("kernel"),
                 initramfs: self.path("initramfs"),
                 root: self.path("root"),
@@ -65,6 +66,7 @@ impl Bench {
             runtime_dir: self.runtime_dir(),
             start: Start::Cold,
             owner: None,
+            niceness: 0,
         }
     }
 

@@ -1,0 +1,153 @@
+//! A guest that answers: how it is greeted, and what is told of it while it serves.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use dormouse_agent_proto::{Answer, EngineState, GuestEvent, Identity, Nonce, Target};
+use dormouse_lifecycle::{Event, Generation};
+use dormouse_mux::{Agent, Limits, Mux, Watch};
+use dormouse_vm::Vm;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio_util::sync::CancellationToken;
+
+use super::PROGRESS_WITHIN;
+use super::census::follow_containers;
+use crate::events::Events;
+use crate::owner::{Inbox, Message};
+
+/// A VM whose channel has ended is gone within this time, or lives on without one.
+const EXIT_WITHIN: Duration = Duration::from_secs(3);
+
+/// An engine that was restarted is listened to again after so long.
+const HEAR_AGAIN_AFTER: Duration = Duration::from_millis(200);
+
+/// A guest whose channel is up.
+#[derive(Debug, Clone)]
+pub(crate) struct Guest {
+    pub(crate) agent: Agent,
+    /// The guest kernel's boot id.
+    pub(crate) boot: String,
+    /// Cancelled when its channel is closed on purpose.
+    pub(crate) quiet: CancellationToken,
+}
+
+impl Guest {
+    /// Connects to a guest, asks who it is, and tells it what time it is; a clone also who it is from now on. A file
+    /// system that a suspend left frozen is thawed by that.
+    pub(crate) async fn greet(
+        vm: &Vm,
+        deadline: Instant,
+        identity: Option<Identity>,
+    ) -> Result<Self, String> {
+        let words = |error: &dyn std::fmt::Display| error.to_string();
+        let mut port = vm.agent().await.map_err(|error| format!("can't connect to the agent: {error}"))?;
+        let nonce = Nonce(u128::from_ne_bytes(random()?));
+        let greet_by = deadline.min(Instant::now() + PROGRESS_WITHIN);
+        dormouse_mux::connect(&mut port, nonce, greet_by).await.map_err(|error| words(&error))?;
+        let agent = Agent::new(Mux::client(port, Limits::AGENT));
+        let hello = agent.hello(&nonce.to_string()).await.map_err(|error| words(&error))?;
+        let Answer::Hello { boot, .. } = hello else {
+            return Err("the guest's hello makes no sense".to_owned());
+        };
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let nanos = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX);
+        agent.wake(nanos, identity).await.map_err(|error| words(&error))?;
+        Ok(Self { agent, boot, quiet: CancellationToken::new() })
+    }
+
+    /// Waits for an engine that lists its containers, and tells the steps on the way.
+    pub(crate) async fn until_ready(&self, deadline: Instant, step: impl Fn(&str)) -> Result<Watch, String> {
+        let mut watch = self.agent.watch().await.map_err(|error| error.to_string())?;
+        loop {
+            let until = deadline.min(Instant::now() + PROGRESS_WITHIN);
+            let event = timeout_at(until, watch.next()).await;
+            let event = event
+                .map_err(|_| "the guest made no progress".to_owned())?
+                .map_err(|error| error.to_string())?;
+            match event {
+                GuestEvent::Step { name, .. } => step(&name),
+                GuestEvent::Engine(EngineState::Ready) => return Ok(watch),
+                GuestEvent::Engine(EngineState::Dead { details }) => {
+                    return Err(format!("the engine did not start: {details}"));
+                }
+                GuestEvent::Engine(_) => {}
+                GuestEvent::Warning(warning) => tracing::warn!(warning, "from the guest"),
+            }
+        }
+    }
+
+    /// Tells what happens in the guest until its channel ends. One that ends though nobody closed it, in a VM that
+    /// lives on, is the loss of the engine.
+    pub(super) async fn follow(
+        self,
+        watch: Watch,
+        generation: Generation,
+        ears: Ears,
+        gone: impl Future<Output = ()>,
+    ) {
+        let Ears { inbox, events, heard_before } = ears;
+        let changes = tokio::spawn(follow_containers(self.agent.clone(), inbox.clone(), generation));
+        let hearing = tokio::spawn(hear_events(self.agent.clone(), events, generation, heard_before));
+        let _end_with_this = [AbortOnDrop(changes), AbortOnDrop(hearing)];
+        let reason = tokio::select! {
+            reason = follow_engine(watch, &self.agent, generation, &inbox) => reason,
+            () = self.quiet.cancelled() => return,
+        };
+        // A VM that ends takes its channel along, and its exit says more.
+        if timeout(EXIT_WITHIN, gone).await.is_err() {
+            inbox.send(Message::Event(Event::EngineDied { generation, reason: reason.into() }));
+        }
+    }
+}
+
+/// Who hears of what happens in a guest.
+pub(super) struct Ears {
+    pub(super) inbox: Inbox,
+    pub(super) events: Events,
+    /// Whether the engine, as it is, was listened to up to the sleep that it comes from.
+    pub(super) heard_before: bool,
+}
+
+/// Hears the engine's events until it is aborted, over restarts of the engine.
+async fn hear_events(agent: Agent, events: Events, generation: Generation, mut heard_before: bool) {
+    loop {
+        if let Ok(stream) = agent.dial(Target::Engine).await {
+            if let Err(error) = events.hear(stream, generation.0, heard_before).await {
+                tracing::debug!(%error, "the engine's events broke off");
+            }
+            heard_before = true;
+        }
+        sleep(HEAR_AGAIN_AFTER).await;
+    }
+}
+
+struct AbortOnDrop(JoinHandle<()>);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// Tells when the engine dies for good; ends with the channel, and says why that ended.
+async fn follow_engine(mut watch: Watch, agent: &Agent, generation: Generation, inbox: &Inbox) -> String {
+    loop {
+        match watch.next().await {
+            Ok(GuestEvent::Engine(EngineState::Dead { details })) => {
+                inbox.send(Message::Event(Event::EngineDied { generation, reason: details.into() }));
+            }
+            Ok(GuestEvent::Engine(EngineState::Restarting { details })) => {
+                tracing::warn!(generation = generation.0, details, "the engine is being restarted");
+            }
+            Ok(_) => {}
+            Err(_) => return agent.closed().await,
+        }
+    }
+}
+
+pub(super) fn random<const N: usize>() -> Result<[u8; N], String> {
+    let mut bytes = [0; N];
+    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())
+        .map_err(|error| error.to_string())?;
+    Ok(bytes)
+}

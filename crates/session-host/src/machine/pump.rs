@@ -1,0 +1,69 @@
+//! What is told of a VM until it is gone.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use dormouse_lifecycle::{Event, Exit, Generation};
+use dormouse_vm::{ExitCause, Vm, VmEvent, VmEvents, VmExit};
+use tokio::sync::watch;
+
+use super::Purpose;
+use crate::owner::{Inbox, Message};
+
+pub(super) struct Pump {
+    pub(super) generation: Generation,
+    pub(super) vm: Arc<Vm>,
+    pub(super) events: VmEvents,
+    pub(super) store: PathBuf,
+    pub(super) inbox: Inbox,
+    pub(super) purpose: watch::Receiver<Purpose>,
+}
+
+impl Pump {
+    /// Passes a VM's events on until it is gone, and then removes what it leaves. Who still brings it up is told of its
+    /// exit by what is returned; everybody else by an event.
+    pub(super) async fn run(mut self) -> Option<VmExit> {
+        let generation = self.generation;
+        let exit = loop {
+            let event = match self.events.next().await {
+                VmEvent::Exited(exit) => break exit,
+                VmEvent::PausedByDisk { reason, .. } => Event::VmPaused { generation, reason: reason.into() },
+                VmEvent::Resumed => Event::VmResumed { generation },
+                VmEvent::Stopped | VmEvent::AgentPort { .. } | VmEvent::PortsPort { .. } => continue,
+            };
+            self.inbox.send(Message::Event(event));
+        };
+        // Only now is the record nobody's: the same order as in `Vm::remove`, which wants the VM for itself.
+        self.vm.discard().await;
+        let purpose = *self.purpose.borrow();
+        match purpose {
+            Purpose::BringUp => return Some(exit),
+            Purpose::Serve => discard_memory(self.store).await,
+            Purpose::Suspend => {}
+        }
+        self.inbox.send(Message::Event(Event::VmExited { generation, exit: classify(&exit) }));
+        None
+    }
+}
+
+/// Removes the memory of a VM that is gone, unless it is sealed.
+pub(super) async fn discard_memory(store: PathBuf) {
+    let removed = tokio::task::spawn_blocking(move || match dormouse_snapshot::Seal::read(&store) {
+        Ok(Some(_)) => Ok(()),
+        Ok(None) | Err(_) => dormouse_snapshot::discard(&store),
+    });
+    if let Ok(Err(error)) = removed.await {
+        tracing::warn!(%error, "can't remove the memory of a VM that is gone");
+    }
+}
+
+fn classify(exit: &VmExit) -> Exit {
+    match exit.cause {
+        ExitCause::GuestShutdown => Exit::GuestShutdown,
+        ExitCause::HostQuit
+        | ExitCause::HostSignal
+        | ExitCause::GuestPanic
+        | ExitCause::GuestReset
+        | ExitCause::Unknown => Exit::Crashed(exit.details.as_str().into()),
+    }
+}

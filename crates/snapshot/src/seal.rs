@@ -1,0 +1,431 @@
+//! The seal of a store: that its memory, device state and disk belong together, and what they fit.
+
+use std::fs::{self, File};
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::path::Path;
+
+use dormouse_vm::{KeyMismatch, SnapshotKey};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
+use crate::digest::memory_digest;
+
+/// Version of the seal, and of the layout that it describes.
+const FORMAT: u32 = 1;
+
+/// The data disk.
+pub const DISK: &str = "data.raw";
+/// The guest's RAM.
+pub const MEMORY: &str = "memory";
+/// The state of the devices.
+pub const STATE: &str = "memory.state";
+/// The seal, and what is left of one that was broken.
+const SEAL: &str = "snapshot.json";
+const BROKEN: &str = "snapshot.used";
+/// The checksum of the memory, which is made after the seal.
+const SUM: &str = "memory.sum";
+
+/// Longest file that is read whole, in bytes: a seal, a checksum, a device state.
+const FILE_BYTES_MAX: u64 = 64 * 1024 * 1024;
+
+/// A store's seal.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Seal {
+    format: u32,
+    /// Random: tells this seal from every other of the same store.
+    id: String,
+    /// Whose memory it is.
+    pub origin: Origin,
+    /// What it fits.
+    pub key: SnapshotKey,
+    /// The guest's boot id. Whoever wakes it has to hear it from the guest.
+    pub boot: String,
+    /// When it was put to sleep.
+    pub sealed_at: jiff::Timestamp,
+    memory: MemoryFile,
+    /// SHA-256 of the device state.
+    state_sha256: String,
+}
+
+/// Whose memory a store holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Origin {
+    /// The session's own, of this generation.
+    Session {
+        /// Which VM was put to sleep.
+        generation: u64,
+    },
+    /// A template's: who wakes it must renew what may not be the same in two guests.
+    Template,
+}
+
+/// By this a memory file is known again without reading it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct MemoryFile {
+    bytes: u64,
+    inode: u64,
+    /// The host's boot id: over a reboot, pages that were never written out may be lost.
+    host_boot: String,
+}
+
+/// As it lies on the disk.
+#[derive(Debug, Serialize, Deserialize)]
+struct Sealed {
+    seal: Seal,
+    /// SHA-256 of `seal`, serialised.
+    sha256: String,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Sum {
+    seal: String,
+    sha256: String,
+}
+
+/// Why a store wasn't sealed.
+#[derive(Debug, thiserror::Error)]
+pub enum SealError {
+    /// The system refused something.
+    #[error("can't {what}: {source}")]
+    Io {
+        /// What was tried.
+        what: &'static str,
+        /// Why it failed.
+        source: io::Error,
+    },
+}
+
+fn cannot(what: &'static str) -> impl FnOnce(io::Error) -> SealError {
+    move |source| SealError::Io { what, source }
+}
+
+/// Why a sealed store can't be woken.
+#[derive(Debug, thiserror::Error)]
+pub enum Unfit {
+    /// The VM would be another one.
+    #[error("{0}")]
+    Key(#[from] KeyMismatch),
+    /// The seal makes no sense, or was changed.
+    #[error("its description is damaged")]
+    Seal,
+    /// The device state isn't the one that was sealed.
+    #[error("its device state is damaged")]
+    State,
+    /// The memory file isn't the one that was sealed.
+    #[error("its memory is damaged: {0}")]
+    Memory(&'static str),
+    /// The host was started again before the memory's checksum was made.
+    #[error("the host was started again before its memory was safe")]
+    Unsafe,
+    /// A file can't be read.
+    #[error("it can't be read: {0}")]
+    Io(#[from] io::Error),
+}
+
+impl Seal {
+    /// Seals a store whose VM has just been saved and is gone. What this names is on the disk afterwards, but for the
+    /// memory: see [`Seal::make_sum`].
+    ///
+    /// # Errors
+    /// See [`SealError`]; the store is unsealed then.
+    pub fn make(store: &Path, origin: Origin, key: SnapshotKey, boot: String) -> Result<Self, SealError> {
+        let mut id = [0; 16];
+        rustix::rand::getrandom(&mut id, rustix::rand::GetRandomFlags::empty())
+            .map_err(|error| cannot("draw a random number")(error.into()))?;
+        let seal = Self {
+            format: FORMAT,
+            id: hex(&id),
+            origin,
+            key,
+            boot,
+            sealed_at: jiff::Timestamp::now(),
+            memory: MemoryFile::look(&store.join(MEMORY)).map_err(cannot("look at the memory file"))?,
+            state_sha256: state_digest(store).map_err(cannot("read the device state"))?,
+        };
+        seal.write(store).map_err(cannot("write the seal"))?;
+        Ok(seal)
+    }
+
+    /// The same seal for a copy of its store.
+    ///
+    /// # Errors
+    /// See [`SealError`].
+    pub(crate) fn make_for_copy(&self, copy: &Path) -> Result<Self, SealError> {
+        let memory = MemoryFile::look(&copy.join(MEMORY)).map_err(cannot("look at the memory file"))?;
+        let seal = Self { memory, ..self.clone() };
+        seal.write(copy).map_err(cannot("write the seal"))?;
+        Ok(seal)
+    }
+
+    fn write(&self, store: &Path) -> io::Result<()> {
+        let sealed = Sealed { seal: self.clone(), sha256: self.digest() };
+        let beside = store.join(format!("{SEAL}.new"));
+        let mut options = File::options();
+        let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
+        file.write_all(&serde_json::to_vec_pretty(&sealed)?)?;
+        file.sync_all()?;
+        fs::rename(beside, store.join(SEAL))?;
+        File::open(store)?.sync_all()
+    }
+
+    /// The seal of a store; `None` when it is unsealed.
+    ///
+    /// # Errors
+    /// [`Unfit::Seal`] for one that was damaged, [`Unfit::Io`].
+    pub fn read(store: &Path) -> Result<Option<Self>, Unfit> {
+        let bytes = match read_whole(&store.join(SEAL)) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
+        let Sealed { seal, sha256 } = serde_json::from_slice(&bytes).map_err(|_| Unfit::Seal)?;
+        if seal.format != FORMAT || seal.digest() != sha256 {
+            return Err(Unfit::Seal);
+        }
+        Ok(Some(seal))
+    }
+
+    /// Can the store be woken as the VM that `needed` tells of? Reads the device state, and the memory only if the host
+    /// was started again since.
+    ///
+    /// # Errors
+    /// See [`Unfit`].
+    pub fn check(&self, store: &Path, needed: &SnapshotKey) -> Result<(), Unfit> {
+        self.key.fits(needed)?;
+        if state_digest(store)? != self.state_sha256 {
+            return Err(Unfit::State);
+        }
+        let found = MemoryFile::look(&store.join(MEMORY))?;
+        if found.bytes != self.memory.bytes {
+            return Err(Unfit::Memory("it has another size"));
+        }
+        if found.inode != self.memory.inode {
+            return Err(Unfit::Memory("it is another file"));
+        }
+        if found.host_boot == self.memory.host_boot { Ok(()) } else { self.verify(store) }
+    }
+
+    /// Compares the whole memory with its checksum. Blocks; for use off the async threads.
+    ///
+    /// # Errors
+    /// [`Unfit::Unsafe`] when there is no checksum (yet).
+    pub fn verify(&self, store: &Path) -> Result<(), Unfit> {
+        let sum: Sum = match read_whole(&store.join(SUM)) {
+            Ok(bytes) => serde_json::from_slice(&bytes).map_err(|_| Unfit::Seal)?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(Unfit::Unsafe),
+            Err(error) => return Err(error.into()),
+        };
+        if sum.seal != self.id {
+            return Err(Unfit::Unsafe);
+        }
+        if state_digest(store)? != self.state_sha256 {
+            return Err(Unfit::State);
+        }
+        if memory_digest(&store.join(MEMORY))? != sum.sha256 {
+            return Err(Unfit::Memory("its checksum is another one"));
+        }
+        Ok(())
+    }
+
+    /// Writes the memory out and makes its checksum, so that the seal holds over a restart of the host. Takes seconds,
+    /// and belongs into the background; a store that is woken meanwhile just gets a checksum that fits nothing.
+    /// Blocks; for use off the async threads.
+    ///
+    /// # Errors
+    /// See [`SealError`].
+    pub fn make_sum(&self, store: &Path) -> Result<(), SealError> {
+        let memory = store.join(MEMORY);
+        File::open(&memory).and_then(|file| file.sync_all()).map_err(cannot("write the memory out"))?;
+        let sha256 = memory_digest(&memory).map_err(cannot("read the memory file"))?;
+        let write = || {
+            let beside = store.join(format!("{SUM}.new"));
+            fs::write(&beside, serde_json::to_vec(&Sum { seal: self.id.clone(), sha256 })?)?;
+            fs::rename(beside, store.join(SUM))
+        };
+        write().map_err(cannot("write the memory's checksum"))
+    }
+
+    /// Breaks the seal, for good: the VM is about to run on.
+    ///
+    /// # Errors
+    /// See [`SealError`]; the VM must not run then.
+    pub fn break_it(self, store: &Path) -> Result<(), SealError> {
+        fs::rename(store.join(SEAL), store.join(BROKEN))
+            .and_then(|()| File::open(store)?.sync_all())
+            .map_err(cannot("break the seal"))
+    }
+
+    fn digest(&self) -> String {
+        let text = serde_json::to_vec(self).expect("strings and numbers always serialise");
+        hex(&Sha256::digest(text))
+    }
+}
+
+impl MemoryFile {
+    fn look(path: &Path) -> io::Result<Self> {
+        let found = fs::metadata(path)?;
+        let host_boot = fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned();
+        Ok(Self { bytes: found.len(), inode: found.ino(), host_boot })
+    }
+}
+
+/// Removes a store's seal, memory and device state, whatever there is of them. The disk stays.
+///
+/// # Errors
+/// When the seal can't be removed; nothing else was then.
+pub fn discard(store: &Path) -> io::Result<()> {
+    remove(&store.join(SEAL))?;
+    for name in [BROKEN, SUM, STATE, MEMORY] {
+        if let Err(error) = remove(&store.join(name)) {
+            tracing::warn!(name, %error, "can't remove what is left of a snapshot");
+        }
+    }
+    Ok(())
+}
+
+/// Removes what an earlier snapshot left beside the memory of a VM that runs, so that the next can be made.
+///
+/// # Errors
+/// When that can't be removed.
+pub fn clear(store: &Path) -> io::Result<()> {
+    [BROKEN, SUM, STATE].iter().try_for_each(|name| remove(&store.join(name)))
+}
+
+fn remove(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+fn read_whole(path: &Path) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    File::open(path)?.take(FILE_BYTES_MAX).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+fn state_digest(store: &Path) -> io::Result<String> {
+    Ok(hex(&Sha256::digest(read_whole(&store.join(STATE))?)))
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::path::PathBuf;
+
+    use dormouse_vm::NetworkKind;
+
+    use super::*;
+
+    pub(crate) fn key() -> SnapshotKey {
+        SnapshotKey {
+            guest_image: "image".into(),
+            qemu_build: "qemu".into(),
+            machine: "q35".into(),
+            acceleration: "emulation".into(),
+            cpu: "max".into(),
+            memory_mib: 1024,
+            cpus: 2,
+            device_list: 1,
+            network: NetworkKind::None,
+        }
+    }
+
+    pub(crate) fn store(folder: &Path) -> PathBuf {
+        for (name, content) in [(DISK, "disk"), (MEMORY, "memory"), (STATE, "state")] {
+            fs::write(folder.join(name), content).unwrap();
+        }
+        folder.to_owned()
+    }
+
+    fn sealed(folder: &Path) -> (PathBuf, Seal) {
+        let store = store(folder);
+        let seal = Seal::make(&store, Origin::Session { generation: 3 }, key(), "boot".into()).unwrap();
+        (store, seal)
+    }
+
+    #[test]
+    fn a_seal_is_read_as_it_was_made_and_used_once() {
+        let folder = tempfile::tempdir().unwrap();
+        assert!(Seal::read(folder.path()).unwrap().is_none());
+        let (store, seal) = sealed(folder.path());
+        assert_eq!(Seal::read(&store).unwrap().as_ref(), Some(&seal));
+        seal.check(&store, &key()).unwrap();
+        seal.clone().break_it(&store).unwrap();
+        assert!(Seal::read(&store).unwrap().is_none());
+        assert!(seal.break_it(&store).is_err());
+        discard(&store).unwrap();
+        assert_eq!(fs::read_dir(&store).unwrap().count(), 1, "only the disk stays");
+    }
+
+    #[test]
+    fn another_vm_is_refused_with_what_differs() {
+        let folder = tempfile::tempdir().unwrap();
+        let (store, seal) = sealed(folder.path());
+        for (what, needed) in [
+            ("QEMU build", SnapshotKey { qemu_build: "newer".into(), ..key() }),
+            ("memory (MiB)", SnapshotKey { memory_mib: 2048, ..key() }),
+            ("guest image", SnapshotKey { guest_image: "newer".into(), ..key() }),
+        ] {
+            let refused = seal.check(&store, &needed).unwrap_err().to_string();
+            assert!(refused.contains(what), "{refused}");
+        }
+    }
+
+    #[test]
+    fn damage_to_each_part_is_found() {
+        let damage = |change: fn(&Path)| {
+            let folder = tempfile::tempdir().unwrap();
+            let (store, _) = sealed(folder.path());
+            change(&store);
+            match Seal::read(&store) {
+                Ok(seal) => seal.unwrap().check(&store, &key()).unwrap_err(),
+                Err(error) => error,
+            }
+        };
+        let state = damage(|store| fs::write(store.join(STATE), "stat").unwrap());
+        assert!(matches!(state, Unfit::State), "{state}");
+        let cut = damage(|store| fs::write(store.join(MEMORY), "memor").unwrap());
+        assert!(matches!(cut, Unfit::Memory("it has another size")), "{cut}");
+        let other = damage(|store| {
+            fs::write(store.join("other"), "memory").unwrap();
+            fs::rename(store.join("other"), store.join(MEMORY)).unwrap();
+        });
+        assert!(matches!(other, Unfit::Memory("it is another file")), "{other}");
+        let seal = damage(|store| {
+            let text = fs::read_to_string(store.join(SEAL)).unwrap();
+            fs::write(store.join(SEAL), text.replace("1024", "2048")).unwrap();
+        });
+        assert!(matches!(seal, Unfit::Seal), "{seal}");
+        let short = damage(|store| fs::write(store.join(SEAL), "{").unwrap());
+        assert!(matches!(short, Unfit::Seal), "{short}");
+    }
+
+    #[test]
+    fn a_bit_that_flipped_in_the_memory_is_found_by_its_checksum() {
+        let folder = tempfile::tempdir().unwrap();
+        let (store, seal) = sealed(folder.path());
+        assert!(matches!(seal.verify(&store), Err(Unfit::Unsafe)));
+        seal.make_sum(&store).unwrap();
+        seal.verify(&store).unwrap();
+        // In place: the same file, of the same size.
+        let memory = File::options().write(true).open(store.join(MEMORY)).unwrap();
+        std::os::unix::fs::FileExt::write_all_at(&memory, b"n", 0).unwrap();
+        assert!(matches!(seal.verify(&store), Err(Unfit::Memory(_))));
+    }
+
+    #[test]
+    fn after_a_restart_of_the_host_only_a_memory_with_a_checksum_is_taken() {
+        let folder = tempfile::tempdir().unwrap();
+        let (store, mut seal) = sealed(folder.path());
+        seal.memory.host_boot = "an earlier one".into();
+        assert!(matches!(seal.check(&store, &key()), Err(Unfit::Unsafe)));
+        seal.make_sum(&store).unwrap();
+        seal.check(&store, &key()).unwrap();
+    }
+}

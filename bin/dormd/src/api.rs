@@ -8,8 +8,8 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
 use axum::{Json, Router};
 use dormouse_api::{
-    API_VERSION, ApiError, CreateSession, CreateTemplate, ErrorCode, SessionInfo, SessionName, TemplateInfo,
-    Version,
+    API_VERSION, ApiError, ChangeSettings, CreateSession, CreateTemplate, ErrorCode, SessionInfo,
+    SessionName, TemplateInfo, Version,
 };
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -30,6 +30,7 @@ pub(crate) fn router(table: Arc<Table>) -> Router {
         .route("/v1/templates", get(templates).post(make_template))
         .route("/v1/templates/prune", post(prune_templates))
         .route("/v1/templates/{name}", delete(remove_template))
+        .route("/v1/sessions/{name}/settings", post(change))
         .fallback(async || Failed(ApiError::new(ErrorCode::NotFound, "there is no such endpoint")))
         .with_state(table)
 }
@@ -72,6 +73,14 @@ async fn open(
     Path(name): Path<String>,
 ) -> Result<Json<SessionInfo>, Failed> {
     table.open(&parse(&name)?).await.map(Json).map_err(Failed)
+}
+
+async fn change(
+    State(table): State<Arc<Table>>,
+    Path(name): Path<String>,
+    Json(change): Json<ChangeSettings>,
+) -> Result<Json<SessionInfo>, Failed> {
+    table.change(&parse(&name)?, change).await.map(Json).map_err(Failed)
 }
 
 async fn remove(State(table): State<Arc<Table>>, Path(name): Path<String>) -> Result<StatusCode, Failed> {

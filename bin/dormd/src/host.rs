@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use command_fds::{CommandFdExt, FdMapping};
 use dormouse_api::link::{LINE_BYTES_MAX, ToHost, ToService};
-use dormouse_api::{How, Phase, SessionInfo};
+use dormouse_api::{ChangeSettings, How, Phase, SessionInfo};
 use dormouse_client::{Home, program_beside_this_one};
 use dormouse_vm::VmRecord;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -36,7 +36,7 @@ use crate::settings::{STORAGE_BYTES, Settings};
 const RESTART_AFTER: Duration = Duration::from_secs(1);
 
 /// What the service wants of a session.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Order {
     /// Put the VM to sleep, and let the host go: the service is going down.
     Shutdown,
@@ -44,6 +44,8 @@ pub(crate) enum Order {
     Terminate,
     /// End a temporary session: the connection that made it is closed.
     CreatorGone,
+    /// Settings were changed, and are written down.
+    Change(ChangeSettings),
 }
 
 /// Keeps one session's listeners while it has no host.
@@ -92,6 +94,10 @@ impl Keeper {
                         tokio::select! {
                             knock = knock(&sockets) => knock?,
                             received = self.orders.recv() => match received {
+                                Some(Order::Change(change)) => {
+                                    self.change(&change);
+                                    continue;
+                                }
                                 Some(Order::Shutdown) | None => return Ok(()),
                                 received => order = received,
                             },
@@ -108,7 +114,7 @@ impl Keeper {
                 }
             };
             // What nobody was there to be told.
-            if let Some(message) = order.and_then(end_of_incarnation) {
+            if let Some(message) = order.as_ref().and_then(end_of_incarnation) {
                 send(&mut found.writer, &message).await?;
             }
             match self.serve(found, &mut sockets).await {
@@ -134,7 +140,7 @@ impl Keeper {
             .arg(self.home.session(&self.settings.id))
             .arg("--runtime-dir")
             .arg(&runtime)
-            .env("DORM_SETTINGS", serde_json::to_string(&self.settings.for_host(self.settings.idle_timeout))?)
+            .env("DORM_SETTINGS", serde_json::to_string(&self.settings.for_host(self.home.machine_hooks()))?)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log);
@@ -177,7 +183,11 @@ impl Keeper {
                 },
                 Some(result) = results.recv() => result,
                 order = self.orders.recv() => match order {
-                    Some(order) if let Some(message) = end_of_incarnation(order) => message,
+                    Some(Order::Change(change)) => {
+                        self.change(&change);
+                        ToHost::Change(change)
+                    }
+                    Some(order) if let Some(message) = end_of_incarnation(&order) => message,
                     _ => {
                         send(&mut writer, &ToHost::Shutdown).await?;
                         while lines.next::<ToService>().await?.is_some() {}
@@ -198,6 +208,13 @@ impl Keeper {
         }
     }
 
+    /// For the hosts to come, and for whoever looks while there is none.
+    fn change(&mut self, change: &ChangeSettings) {
+        self.settings.change(change);
+        let timeout = self.settings.idle_timeout;
+        self.info.send_modify(|info| info.idle.timeout_seconds = timeout);
+    }
+
     fn make(&self, generation: u64, made: mpsc::Sender<ToHost>) {
         let (factory, settings) = (Arc::clone(&self.factory), self.settings.clone());
         tokio::spawn(async move {
@@ -210,11 +227,11 @@ impl Keeper {
     }
 }
 
-fn end_of_incarnation(order: Order) -> Option<ToHost> {
+fn end_of_incarnation(order: &Order) -> Option<ToHost> {
     match order {
         Order::Terminate => Some(ToHost::Terminate),
         Order::CreatorGone => Some(ToHost::CreatorGone),
-        Order::Shutdown => None,
+        Order::Shutdown | Order::Change(_) => None,
     }
 }
 

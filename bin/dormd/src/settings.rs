@@ -10,7 +10,8 @@ use std::path::{Path, PathBuf};
 
 use dormouse_api::link::HostSettings;
 use dormouse_api::{
-    ApiError, CreateSession, ErrorCode, IdleAction, IdleTimeout, NetworkKind, SessionId, SessionName,
+    ApiError, ChangeSettings, CreateSession, ErrorCode, IdleAction, IdleTimeout, NetworkKind, SessionId,
+    SessionName,
 };
 use dormouse_vm::{CPUS_MAX, MEMORY_MIB_MIN};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -183,7 +184,7 @@ impl Settings {
 
     /// What the session's host is told of them.
     #[must_use]
-    pub(crate) fn for_host(&self, idle_timeout: IdleTimeout) -> HostSettings {
+    pub(crate) fn for_host(&self, machine_hooks: PathBuf) -> HostSettings {
         HostSettings {
             id: self.id.clone(),
             name: self.name.clone(),
@@ -191,15 +192,24 @@ impl Settings {
             storage: self.storage.clone(),
             ephemeral: self.ephemeral,
             temporary: self.temporary,
-            idle_timeout,
+            idle_timeout: self.idle_timeout,
             idle_action: self.idle_action,
             hostname: self.hostname(),
+            machine_hooks,
             boot_timeout_seconds: self.boot_timeout_seconds,
             asleep_answers: self.asleep_answers,
             cpus: self.cpus,
             memory_mib: self.memory_mib,
             storage_bytes: self.storage_bytes,
             reopen_after_terminate: self.name.is_default(),
+        }
+    }
+
+    /// Takes over what may be changed while a session lives.
+    pub(crate) fn change(&mut self, change: &ChangeSettings) {
+        let ChangeSettings { idle_timeout } = change;
+        if let Some(timeout) = idle_timeout {
+            self.idle_timeout = *timeout;
         }
     }
 

@@ -9,10 +9,10 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use dormouse_api::{
-    ApiError, CreateSession, CreateTemplate, ErrorCode, IdleInfo, NetworkInfo, NetworkKind, Phase, SessionId,
-    SessionInfo, SessionName, SessionState, StorageInfo, TemplateInfo, VmInfo,
+    ApiError, ChangeSettings, CreateSession, CreateTemplate, ErrorCode, IdleInfo, NetworkInfo, NetworkKind,
+    Phase, SessionId, SessionInfo, SessionName, SessionState, StorageInfo, TemplateInfo, VmInfo,
 };
-use dormouse_client::Home;
+use dormouse_client::{Endpoint, Home};
 use dormouse_snapshot::Template;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
@@ -25,6 +25,12 @@ use crate::{leftovers, storage};
 
 /// How long a session may take to end.
 const TERMINATED_WITHIN: Duration = Duration::from_secs(150);
+
+/// How long a host may take to take over a setting.
+const CHANGED_WITHIN: Duration = Duration::from_secs(10);
+
+/// How long the hooks may take to say whether a session may be: theirs, and the start of its host.
+const CREATED_WITHIN: Duration = Duration::from_secs(20);
 
 /// How long every session together may take when the service goes down.
 const SHUTDOWN_WITHIN: Duration = Duration::from_secs(65);
@@ -198,7 +204,55 @@ impl Table {
             return Err(taken());
         }
         self.insert(settings, Some(store)).map_err(internal)?;
-        self.get(&wish.name)
+        let info = self.get(&wish.name)?;
+        if let Err(refusal) = self.ask_hooks(&info).await {
+            // It never was, so nobody is told of its end.
+            self.drop_row(&wish.name).await?;
+            return Err(refusal);
+        }
+        Ok(info)
+    }
+
+    /// Changes settings of a session that lives: written down first, then told to its host.
+    pub(crate) async fn change(
+        &self,
+        name: &SessionName,
+        change: ChangeSettings,
+    ) -> Result<SessionInfo, ApiError> {
+        let (orders, mut info, wanted) = {
+            let mut rows = self.rows();
+            let row = rows.get_mut(name).ok_or_else(|| unknown(name))?;
+            let mut settings = row.settings.clone();
+            settings.change(&change);
+            settings.write(&self.home.session(&settings.id)).map_err(internal)?;
+            row.settings = settings;
+            (row.orders.clone(), row.info.clone(), row.settings.idle_timeout)
+        };
+        let gone = |_| ApiError::new(ErrorCode::NotFound, "the session is being removed");
+        orders.send(Order::Change(change)).await.map_err(gone)?;
+        let changed = info.wait_for(|info| info.idle.timeout_seconds == wanted);
+        match timeout(CHANGED_WITHIN, changed).await {
+            Ok(Ok(info)) => Ok(info.clone()),
+            Ok(Err(_)) | Err(_) => Err(ApiError::new(
+                ErrorCode::Busy,
+                "the setting is written down, but the session's host did not say that it took it over",
+            )),
+        }
+    }
+
+    /// Asks the hooks whether the session may be. Only the machine's can be there already, and without them there is
+    /// nothing to ask.
+    async fn ask_hooks(&self, info: &SessionInfo) -> Result<(), ApiError> {
+        if !fs::read_dir(self.home.machine_hooks()).is_ok_and(|mut hooks| hooks.next().is_some()) {
+            return Ok(());
+        }
+        let control = Endpoint::new(&info.control_socket);
+        let asked = control.post::<SessionInfo>("/v1/session/created");
+        match timeout(CREATED_WITHIN, asked).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(error)) => Err(error.into_api()),
+            Err(_) => Err(ApiError::new(ErrorCode::Busy, "the hooks did not say in time whether it may be")),
+        }
     }
 
     async fn host_traits(&self) -> Result<HostTraits, ApiError> {
@@ -239,8 +293,11 @@ impl Table {
             let row = rows.get(name).ok_or_else(|| unknown(name))?;
             (row.orders.clone(), row.info.clone())
         };
-        let ever_up = info.borrow().vm.generation > 0 && info.borrow().vm.phase != Phase::Absent;
-        if ever_up {
+        // Hooks are told of the end of what they were told of.
+        let is_told = self.home.session(&self.id_of(name)?).join("facts.jsonl").exists();
+        let is_over =
+            info.borrow().state == SessionState::Terminated && info.borrow().vm.phase == Phase::Absent;
+        if is_told && !is_over {
             let _ = orders.send(end).await;
             let ended = info
                 .wait_for(|info| info.state == SessionState::Terminated && info.vm.phase == Phase::Absent);
@@ -250,8 +307,17 @@ impl Table {
                 );
             }
         }
-        let _ = orders.send(Order::Shutdown).await;
+        self.drop_row(name).await
+    }
+
+    fn id_of(&self, name: &SessionName) -> Result<SessionId, ApiError> {
+        self.rows().get(name).map(|row| row.settings.id.clone()).ok_or_else(|| unknown(name))
+    }
+
+    /// Lets the session's host go, and removes all that it has.
+    async fn drop_row(&self, name: &SessionName) -> Result<(), ApiError> {
         let Some(row) = self.rows().remove(name) else { return Err(unknown(name)) };
+        let _ = row.orders.send(Order::Shutdown).await;
         let _ = timeout(TERMINATED_WITHIN, row.keeper).await;
         self.discard(&row.settings);
         Ok(())

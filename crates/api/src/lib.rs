@@ -11,6 +11,7 @@
 //! | `POST /v1/sessions` with [`CreateSession`] | 201 [`SessionInfo`]; a temporary session: 101, `Upgrade: dorm-session`, the [`SessionInfo`] as one JSON line, then the connection is the session's life |
 //! | `GET /v1/sessions/{name}` | [`SessionInfo`], without waking anything |
 //! | `POST /v1/sessions/{name}/open` | [`SessionInfo`]; makes the session `default` on its first use |
+//! | `POST /v1/sessions/{name}/settings` with [`ChangeSettings`] | [`SessionInfo`]; also while it sleeps |
 //! | `DELETE /v1/sessions/{name}` | 204; terminates it, then removes the session and its storage |
 //! | `GET /v1/templates` | `[TemplateInfo]` |
 //! | `POST /v1/templates` with [`CreateTemplate`] | [`TemplateInfo`], once it is made; one that is there is taken |
@@ -27,21 +28,25 @@
 //! | `POST /v1/session/terminate` | [`SessionInfo`], once terminated |
 //! | `GET /v1/session/wait?for=terminated\|absent\|running` | [`SessionInfo`], once it is so |
 //! | `POST /v1/session/sleep` | [`SleepAnswer`] |
-//! | `POST /v1/session/settings` with [`ChangeSettings`] | [`SessionInfo`] |
+//! | `POST /v1/session/created` | [`SessionInfo`], or what a hook has against the session's creation |
 //! | `POST /v1/session/pin` with [`Pin`], `DELETE /v1/session/pin` | [`SessionInfo`] |
 //! | `POST /v1/hold` with [`Hold`], `Upgrade: dorm-hold` | 101 once the VM is up: held until the connection ends |
 //! | `POST /v1/run` with a `RunProcess`, `Upgrade: dorm-process` | 101, then the process frames of `dormouse-agent-proto` |
 //! | `GET /v1/console?follow=true` | the serial console's text |
 //! | `GET /v1/history` | `[HistoryEntry]` |
-//! | `GET /v1/trace` | the last events of the lifecycle core as JSON lines |
+//! | `GET /v1/events?follow=true` | [`SessionEvent`]s as JSON lines: those that are remembered, then each as it comes |
+//! | `GET /v1/why` | [`Why`] |
+//! | `GET /v1/trace` | the last events of the lifecycle core, to be stepped through again |
 
 mod error;
+mod event;
 pub mod link;
 mod name;
 mod session;
 mod template;
 
 pub use error::{ApiError, ErrorCode};
+pub use event::{Fact, SessionEvent, VmEnd, Why};
 pub use name::{DEFAULT_SESSION, NAME_BYTES_MAX, NameError, SessionId, SessionName};
 pub use session::{
     ChangeSettings, CreateSession, HistoryEntry, Hold, HoldInfo, HoldKind, How, IdleAction, IdleInfo,

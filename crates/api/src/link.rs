@@ -15,7 +15,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{IdleAction, IdleTimeout, SessionId, SessionInfo, SessionName};
+use crate::{ChangeSettings, IdleAction, IdleTimeout, SessionId, SessionInfo, SessionName};
 
 /// Longest message, in bytes.
 pub const LINE_BYTES_MAX: usize = 256 * 1024;
@@ -52,6 +52,8 @@ pub struct HostSettings {
     pub memory_mib: u64,
     /// For display: size of the data disk in bytes.
     pub storage_bytes: u64,
+    /// Where the machine's hooks lie.
+    pub machine_hooks: PathBuf,
     /// Does the first request after `terminate` open a new incarnation? Only for the default session.
     pub reopen_after_terminate: bool,
 }
@@ -91,6 +93,8 @@ pub enum ToHost {
     Terminate,
     /// A temporary session's creator is gone.
     CreatorGone,
+    /// Settings were changed, and are written down already.
+    Change(ChangeSettings),
 }
 
 /// From the host to dormd.

@@ -12,12 +12,16 @@ pub const SOCKET_PATH_MAX: usize = 107;
 /// The longest name of a socket within a session's runtime directory, with its slash.
 const SOCKET_NAME_MAX: usize = "/vm-1234567-control.qmp".len();
 
+/// The machine's settings.
+const SETTINGS: &str = "/etc/dormouse";
+
 /// The roots of everything that Dormouse keeps for one user.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Home {
     data: PathBuf,
     cache: PathBuf,
     runtime: PathBuf,
+    settings: PathBuf,
 }
 
 /// Why no home could be found.
@@ -49,16 +53,17 @@ impl Home {
             path => Ok(path),
         };
         if let Some(home) = path("DORM_HOME")? {
-            return Self { data: home.join("data"), cache: home.join("cache"), runtime: home.join("run") }
-                .checked();
+            let [data, cache, runtime, settings] =
+                ["data", "cache", "run", "etc"].map(|folder| home.join(folder));
+            return Self { data, cache, runtime, settings }.checked();
         }
         let under_home = |folder: &str| Ok(path("HOME")?.ok_or(HomeError::NoHome)?.join(folder));
         let data = path("XDG_DATA_HOME")?.map_or_else(|| under_home(".local/share"), Ok)?;
         let cache = path("XDG_CACHE_HOME")?.map_or_else(|| under_home(".cache"), Ok)?;
         // Without a login session there is no runtime directory: the cache's file system is the user's own at least.
         let runtime = path("XDG_RUNTIME_DIR")?.unwrap_or_else(|| cache.join("run"));
-        Self { data: data.join("dormouse"), cache: cache.join("dormouse"), runtime: runtime.join("dormouse") }
-            .checked()
+        let [data, cache, runtime] = [data, cache, runtime].map(|root| root.join("dormouse"));
+        Self { data, cache, runtime, settings: SETTINGS.into() }.checked()
     }
 
     fn checked(self) -> Result<Self, HomeError> {
@@ -102,6 +107,12 @@ impl Home {
         self.runtime.join(id.as_str())
     }
 
+    /// The hooks of the machine's administrator. They count only where root alone can write.
+    #[must_use]
+    pub fn machine_hooks(&self) -> PathBuf {
+        self.settings.join("hooks.d")
+    }
+
     /// The service's socket.
     #[must_use]
     pub fn service_socket(&self) -> PathBuf {
@@ -124,6 +135,7 @@ mod tests {
         let home = home(&[("DORM_HOME", "/x"), ("XDG_DATA_HOME", "/data"), ("HOME", "/home/u")]).unwrap();
         assert_eq!(home.sessions(), Path::new("/x/data/sessions"));
         assert_eq!(home.cache(), Path::new("/x/cache"));
+        assert_eq!(home.machine_hooks(), Path::new("/x/etc/hooks.d"));
         assert_eq!(home.service_socket(), Path::new("/x/run/dormd.sock"));
     }
 

@@ -224,14 +224,19 @@ impl State {
         }
     }
 
-    fn is_held(&self, config: &Config) -> bool {
+    fn is_held(&self, scope: &Scope) -> bool {
+        let config = &scope.config;
         let containers = match (config.idle_action, config.running) {
             (SleepHow::Suspend, RunningContainers::Suspend) => false,
             (SleepHow::Stop | SleepHow::Suspend, RunningContainers::Hold | RunningContainers::Suspend) => {
                 self.seen.census.active > 0
             }
         };
-        self.holding() > 0 || self.seen.pinned || containers
+        let strong = |client: &Client| match client {
+            Client::Holding(claim) => !scope.claims[*claim].0.is_weak(),
+            Client::Idle | Client::Waiting(_) | Client::Ended => false,
+        };
+        self.clients.iter().any(strong) || self.seen.pinned || containers
     }
 
     fn holding(&self) -> usize {
@@ -385,7 +390,7 @@ impl State {
                 let forced = self.seen.terminating || self.seen.leaving;
                 let counted = matches!(glance.event, Event::ContainersCounted { census: Some(_), .. });
                 ensure(
-                    forced || !self.is_held(&glance.scope.config),
+                    forced || !self.is_held(glance.scope),
                     "rule 3: a sleep begins while something holds",
                 )?;
                 ensure(forced || counted, "rule 3: a sleep begins though the engine wasn't asked")?;
@@ -479,7 +484,7 @@ impl State {
             glance.is_due() || again || asked,
             "rule 3: the engine is asked before the grace period is over",
         )?;
-        ensure(!self.is_held(&glance.scope.config), "rule 3: the engine is asked while something holds")?;
+        ensure(!self.is_held(glance.scope), "rule 3: the engine is asked while something holds")?;
         ensure(self.seen.may_sleep(&glance.scope.config), "rule 11: an ephemeral session is about to sleep")?;
         self.order = Order::Count;
         Ok(())
@@ -621,7 +626,7 @@ impl State {
         ensure(!pinned || self.seen.pinned, "a pin is set that nobody asked for")?;
         self.seen.pinned = pinned;
         let view = self.session.view();
-        let held = self.is_held(&scope.config);
+        let held = self.is_held(scope);
         let may_sleep = self.seen.may_sleep(&scope.config) && !self.seen.never;
         match view.phase {
             PhaseName::Running if self.seen.paused => {

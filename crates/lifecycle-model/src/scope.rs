@@ -59,6 +59,7 @@ const KINDS: &[(HoldKind, Policy)] = &[
     (HoldKind::Request, Policy::Acquire),
     (HoldKind::Operation, Policy::Acquire),
     (HoldKind::RootProcess, Policy::Acquire),
+    (HoldKind::Events, Policy::Acquire),
     (HoldKind::Request, Policy::ExistingOnly),
 ];
 

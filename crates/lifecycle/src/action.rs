@@ -229,7 +229,7 @@ pub enum EndReason {
     Crashed(Text),
     /// The session is being terminated.
     Terminating,
-    /// The VM goes to sleep; only `ExistingOnly` leases can still be out.
+    /// The VM goes to sleep; only leases that keep nothing awake and those of hooks can still be out.
     Sleeping,
     /// The host process is about to go.
     HostLeaving,

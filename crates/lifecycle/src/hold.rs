@@ -44,6 +44,19 @@ pub enum HoldKind {
 }
 
 impl HoldKind {
+    /// Whether it is only listed, and keeps nothing awake.
+    pub const fn is_weak(self) -> bool {
+        match self {
+            Self::Events | Self::Connection => true,
+            Self::Request
+            | Self::Operation
+            | Self::RootProcess
+            | Self::Exec
+            | Self::Container
+            | Self::Pin => false,
+        }
+    }
+
     /// The word that users see.
     pub const fn as_str(self) -> &'static str {
         match self {

@@ -19,17 +19,13 @@ impl Session {
             || vm.census.holds(self.running_containers())
     }
 
-    /// Whether a lease of this kind holds: all do.
+    /// Whether a lease of this kind holds: all do but those that are only listed.
     fn counts(&self, kind: HoldKind) -> bool {
         match kind {
             HoldKind::Operation => !flaw!(self, H23),
             HoldKind::RootProcess => !flaw!(self, H24),
-            HoldKind::Request
-            | HoldKind::Exec
-            | HoldKind::Container
-            | HoldKind::Pin
-            | HoldKind::Events
-            | HoldKind::Connection => true,
+            HoldKind::Request | HoldKind::Exec | HoldKind::Container | HoldKind::Pin => true,
+            HoldKind::Events | HoldKind::Connection => false,
         }
     }
 

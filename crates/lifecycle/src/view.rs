@@ -231,7 +231,7 @@ impl Session {
                 reason: held.claim.reason.clone(),
                 since: held.since,
                 until: None,
-                weak: false,
+                weak: held.claim.kind.is_weak(),
             })
             .collect();
         if let Some(vm) = vm {

@@ -11,19 +11,20 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use dormouse_agent_proto::RunProcess;
 use dormouse_api::{
-    ApiError, ChangeSettings, ErrorCode, HistoryEntry, Hold, IdleTimeout, Phase, Pin, SessionInfo,
-    SessionState, SleepAnswer, WaitFor,
+    ApiError, ErrorCode, HistoryEntry, Hold, Phase, Pin, SessionInfo, SessionState, SleepAnswer, WaitFor, Why,
 };
-use dormouse_lifecycle::{Event, Grace, HoldKind, PinId, Policy};
+use dormouse_lifecycle::{Event, HoldKind, PinId, Trace};
 use dormouse_vm::ConsoleLine;
-use futures_util::stream;
+use futures_util::stream::{self, StreamExt};
 use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncReadExt, copy_bidirectional};
+use tokio::io::AsyncReadExt;
 
 use crate::clock::from_wall;
+use crate::hooks::Verdict;
 use crate::host::Served;
 use crate::lease::Refused;
 use crate::owner::Claimant;
+use crate::root_process;
 
 /// The pin that the control API sets: a session has one.
 const PIN: PinId = PinId(1);
@@ -40,12 +41,15 @@ pub(crate) fn router(served: Served) -> Router {
         .route("/v1/session/terminate", post(terminate))
         .route("/v1/session/wait", get(wait))
         .route("/v1/session/sleep", post(sleep))
-        .route("/v1/session/settings", post(settings))
+        .route("/v1/session/created", post(created))
         .route("/v1/session/pin", post(pin).delete(unpin))
         .route("/v1/hold", post(hold))
         .route("/v1/run", post(run))
         .route("/v1/console", get(console))
         .route("/v1/history", get(history))
+        .route("/v1/events", get(events))
+        .route("/v1/why", get(why))
+        .route("/v1/trace", get(trace))
         .fallback(async || Failed(ApiError::new(ErrorCode::NotFound, "there is no such endpoint")))
         .with_state(served)
 }
@@ -69,7 +73,7 @@ impl From<Refused> for Failed {
 type Answer<T> = Result<Json<T>, Failed>;
 
 async fn inspect(State(served): State<Served>) -> Json<SessionInfo> {
-    Json(served.info())
+    Json(served.owner.present().await)
 }
 
 async fn watch(State(served): State<Served>) -> Body {
@@ -126,14 +130,14 @@ async fn sleep(State(served): State<Served>) -> Json<SleepAnswer> {
     Json(served.owner.sleep().await)
 }
 
-async fn settings(State(served): State<Served>, Json(change): Json<ChangeSettings>) -> Json<SessionInfo> {
-    if let Some(timeout) = change.idle_timeout {
-        served.owner.tell(Event::GraceChanged(match timeout {
-            IdleTimeout::Seconds(seconds) => Grace::After(Duration::from_secs(seconds)),
-            IdleTimeout::Never => Grace::Never,
-        }));
+/// What the hooks say to the session's creation. Only the service asks, before anybody knows of the session.
+async fn created(State(served): State<Served>) -> Answer<SessionInfo> {
+    match served.owner.created().await {
+        Verdict::Fine => Ok(Json(served.owner.present().await)),
+        Verdict::Veto(words) => {
+            Err(Failed(ApiError::new(ErrorCode::Forbidden, format!("a hook refused the session: {words}"))))
+        }
     }
-    Json(served.info())
 }
 
 async fn pin(State(served): State<Served>, Json(pin): Json<Pin>) -> Json<SessionInfo> {
@@ -143,16 +147,44 @@ async fn pin(State(served): State<Served>, Json(pin): Json<Pin>) -> Json<Session
         reason: pin.reason.unwrap_or_default().into(),
         until: pin.until.map(from_wall),
     });
-    Json(served.info())
+    Json(served.owner.present().await)
 }
 
 async fn unpin(State(served): State<Served>) -> Json<SessionInfo> {
     served.owner.tell(Event::PinRemoved { pin: PIN });
-    Json(served.info())
+    Json(served.owner.present().await)
 }
 
 async fn history(State(served): State<Served>) -> Json<Vec<HistoryEntry>> {
     Json(served.owner.history().await)
+}
+
+async fn why(State(served): State<Served>) -> Answer<Why> {
+    served.owner.why().await.map(Json).ok_or_else(going_down)
+}
+
+fn going_down() -> Failed {
+    Failed(ApiError::new(ErrorCode::Busy, "the session's host is going down"))
+}
+
+async fn trace(State(served): State<Served>) -> Json<Trace> {
+    Json(served.owner.trace())
+}
+
+async fn events(State(served): State<Served>, Query(query): Query<FollowQuery>) -> Result<Body, Failed> {
+    let (told, coming) = served.owner.events().await.ok_or_else(going_down)?;
+    let told = stream::iter(told);
+    let coming = stream::unfold((coming, query.follow), async |(mut coming, follow)| {
+        // A follower that is too far behind is cut off: what it misses can be had by asking again.
+        let event = if follow { coming.recv().await.ok()? } else { return None };
+        Some((event, (coming, follow)))
+    });
+    let lines = told.chain(coming).map(|event| {
+        let mut line = serde_json::to_vec(&event)?;
+        line.push(b'\n');
+        Ok::<_, serde_json::Error>(line)
+    });
+    Ok(Body::from_stream(lines))
 }
 
 /// Reads a JSON body by hand, because the request is needed for its upgrade as well.
@@ -173,7 +205,7 @@ async fn hold(State(served): State<Served>, mut request: Request) -> Result<Resp
     let Hold { reason } = body(&mut request).await?;
     let claimant = Claimant {
         kind: HoldKind::Operation,
-        policy: Policy::Acquire,
+        policy: served.policy,
         owner: served.client.to_string(),
         reason,
     };
@@ -186,6 +218,7 @@ async fn hold(State(served): State<Served>, mut request: Request) -> Result<Resp
         tokio::select! {
             _ = async { while let Ok(1..) = connection.read(&mut byte).await {} } => {}
             _ = lease.ended() => {}
+            () = served.end.cancelled() => {}
         }
     });
     Ok(switching("dorm-hold"))
@@ -195,31 +228,28 @@ async fn run(State(served): State<Served>, mut request: Request) -> Result<Respo
     let process: RunProcess = body(&mut request).await?;
     let claimant = Claimant {
         kind: HoldKind::RootProcess,
-        policy: Policy::Acquire,
+        policy: served.policy,
         owner: served.client.to_string(),
         reason: process.argv.join(" "),
     };
     let lease = served.owner.lease(claimant).await?;
     let failed = |error: dormouse_mux::AgentError| Failed(ApiError::new(ErrorCode::Invalid, error));
-    let mut process = lease.run(process).await.map_err(failed)?;
+    let detach = process.detach;
+    let process = lease.run(process).await.map_err(failed)?;
     tokio::spawn(async move {
         let Ok(upgraded) = hyper::upgrade::on(&mut request).await else { return };
-        let mut connection = TokioIo::new(upgraded);
-        tokio::select! {
-            _ = copy_bidirectional(&mut connection, &mut process.stream) => {}
-            _ = lease.ended() => {}
-        }
+        root_process::attend(TokioIo::new(upgraded), process, detach, lease, served.end).await;
     });
     Ok(switching("dorm-process"))
 }
 
 #[derive(serde::Deserialize)]
-struct ConsoleQuery {
+struct FollowQuery {
     #[serde(default)]
     follow: bool,
 }
 
-async fn console(State(served): State<Served>, Query(query): Query<ConsoleQuery>) -> Body {
+async fn console(State(served): State<Served>, Query(query): Query<FollowQuery>) -> Body {
     let Some(console) = served.console.borrow().clone() else { return Body::empty() };
     let reader = console.follow();
     Body::from_stream(stream::unfold((reader, query.follow), async |(mut reader, follow)| {

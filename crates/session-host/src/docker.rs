@@ -13,6 +13,7 @@ use dormouse_mux::Stream;
 
 use crate::asleep::Asleep;
 use crate::events::Events;
+use crate::hooks::Verdict;
 use crate::owner::{Claimant, HeldLease, Owner};
 
 /// The session's engine as one client sees it.
@@ -23,6 +24,8 @@ pub(crate) struct SessionEngine {
     pub(crate) events: Events,
     /// Who the client is, in words.
     pub(crate) client: Arc<str>,
+    /// May its requests start a VM? A hook's may not.
+    pub(crate) policy: Policy,
 }
 
 /// A lease for one request.
@@ -56,7 +59,7 @@ impl Engine for SessionEngine {
         let path = request.target.split('?').next().unwrap_or_default();
         let claimant = Claimant {
             kind,
-            policy: Policy::Acquire,
+            policy: self.policy,
             owner: self.client.to_string(),
             reason: format!("{} {path}", request.method),
         };
@@ -64,6 +67,7 @@ impl Engine for SessionEngine {
             let error = refused.to_api();
             Refusal { status: error.code.status(), message: error.message }
         })?;
+        self.ask_hooks(&lease, request).await?;
         Ok(RequestLease { lease, owner: self.owner.clone(), claimant })
     }
 
@@ -86,6 +90,31 @@ fn mount(source: &str, docker_socket: &Path) -> Mount {
                 .to_owned(),
         )
     }
+}
+
+impl SessionEngine {
+    /// Hooks may forbid the start of a container; what a hook itself starts isn't asked about.
+    async fn ask_hooks(&self, lease: &HeldLease, request: &RequestHead) -> Result<(), Refusal> {
+        let Some(container) = started(&request.method, &request.target) else { return Ok(()) };
+        if self.policy == Policy::ExistingOnly {
+            return Ok(());
+        }
+        match self.owner.may_start(lease.generation(), container.to_owned()).await {
+            Verdict::Fine => Ok(()),
+            Verdict::Veto(words) => {
+                Err(Refusal { status: 403, message: format!("a hook refused it: {words}") })
+            }
+        }
+    }
+}
+
+/// The container that a request starts, as the client names it.
+fn started<'a>(method: &str, target: &'a str) -> Option<&'a str> {
+    let path = target.split('?').next().unwrap_or(target);
+    let mut segments = path.rsplit('/');
+    let (verb, container, kind) = (segments.next()?, segments.next()?, segments.next()?);
+    let starts = method == "POST" && kind == "containers" && (verb == "start" || verb == "restart");
+    starts.then_some(container)
 }
 
 impl dormouse_docker_proxy::Lease for RequestLease {
@@ -134,5 +163,14 @@ mod tests {
                 None => assert!(matches!(found, Mount::Refused(_)), "{source}"),
             }
         }
+    }
+
+    #[test]
+    fn requests_that_start_a_container_are_known() {
+        assert_eq!(started("POST", "/v1.45/containers/web/start"), Some("web"));
+        assert_eq!(started("POST", "/containers/web/restart?t=3"), Some("web"));
+        assert_eq!(started("GET", "/containers/web/start"), None);
+        assert_eq!(started("POST", "/containers/web/stop"), None);
+        assert_eq!(started("POST", "/exec/web/start"), None);
     }
 }

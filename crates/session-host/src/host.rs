@@ -18,9 +18,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dormouse_api::link::{HostSettings, ToService};
-use dormouse_api::{IdleAction, IdleTimeout, Phase, SessionInfo};
+use dormouse_api::{IdleAction, Phase, SessionInfo};
 use dormouse_lifecycle::{
-    Config, CrashPolicy, Event, Grace, Lifetime, Limits, RunningContainers, SleepHow, Storage,
+    Config, CrashPolicy, Event, Lifetime, Limits, Policy, RunningContainers, SleepHow, Storage,
 };
 use dormouse_vm::Console;
 use hyper_util::rt::TokioIo;
@@ -28,16 +28,19 @@ use hyper_util::service::TowerToHyperService;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
 
 use crate::asleep::Asleep;
 use crate::docker::SessionEngine;
 use crate::events::Events;
+use crate::hooks::Runner;
 use crate::link::{Link, Listeners, Order};
 use crate::machine::{Machines, Places, Qemus, REPORT_WITHIN};
-use crate::owner::{Facts, Owner};
+use crate::owner::{Facts, Owner, Started};
 use crate::state::StateError;
-use crate::{clock, control};
+use crate::{clock, control, view};
 
 /// How long a host without clients and without a VM stays.
 const LINGER: Duration = Duration::from_secs(60);
@@ -47,6 +50,9 @@ const LEAVE_WITHIN: Duration = Duration::from_secs(10);
 
 /// How long a VM may take to be put to sleep when the host has to go.
 const SHUTDOWN_WITHIN: Duration = Duration::from_secs(60);
+
+/// How long hooks may take that are still to be told of the end.
+const HOOKS_WITHIN: Duration = Duration::from_secs(20);
 
 /// Connections at a time.
 const CONNECTIONS_MAX: usize = 1024;
@@ -77,6 +83,9 @@ pub enum HostError {
     /// The system refused something.
     #[error(transparent)]
     Io(#[from] io::Error),
+    /// The owner's task ended: a fault in Dormouse.
+    #[error("the session's lifecycle ended; its last events are in {0:?}", crate::trace::CRASH_FILE)]
+    Owner,
 }
 
 /// What every connection is served with.
@@ -88,11 +97,31 @@ pub(crate) struct Served {
     pub(crate) console: watch::Receiver<Option<Arc<Console>>>,
     /// Who is connected, in words.
     pub(crate) client: Arc<str>,
+    /// May it start a VM? A hook may not.
+    pub(crate) policy: Policy,
+    /// Ends whatever the connection has become.
+    pub(crate) end: CancellationToken,
 }
 
 impl Served {
-    pub(crate) fn info(&self) -> SessionInfo {
-        self.owner.info().borrow().clone()
+    /// Serves one connection.
+    pub(crate) async fn serve(self, stream: UnixStream, door: Door) {
+        match door {
+            Door::Docker => {
+                let Self { owner, asleep, events, client, policy, .. } = self;
+                let engine = SessionEngine { owner, asleep, events, client, policy };
+                dormouse_docker_proxy::serve(stream, engine).await;
+            }
+            Door::Control => {
+                let service = TowerToHyperService::new(control::router(self));
+                let connection = hyper::server::conn::http1::Builder::new()
+                    .serve_connection(TokioIo::new(stream), service)
+                    .with_upgrades();
+                if let Err(error) = connection.await {
+                    tracing::debug!(%error, "control connection ended");
+                }
+            }
+        }
     }
 }
 
@@ -123,22 +152,25 @@ pub async fn serve(start: Start) -> Result<(), HostError> {
         disk_bytes: settings.storage_bytes,
         hostname: settings.hostname.clone(),
     };
-    let owner = Owner::start(facts, config, |inbox| {
+    let Started { owner, jobs, task } = Owner::start(facts.clone(), config, |inbox| {
         let machines = Qemus::new(factory, places, inbox, asleep.clone(), events.clone());
         let console = machines.console();
         tokio::spawn(forward_console(console, console_sender));
         machines
     })?;
     Link::serve(service, settings.id, listeners, owner.info(), orders, (link_sender, link.clone()));
-    tokio::spawn(keep_info(owner.info(), session_dir));
+    owner.write_trace_on_panic(&session_dir);
+    let end = CancellationToken::new();
+    let served = Served { owner, asleep, events, console, client: "".into(), policy: Policy::Acquire, end };
+    tokio::spawn(Runner::new(&facts, served.clone()).run(jobs));
+    tokio::spawn(keep_info(served.owner.info(), session_dir));
 
-    let served = Served { owner, asleep, events, console, client: "".into() };
     let (accepting, accepts) = watch::channel(true);
     let clients = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let doors = Doors { accepts, clients: Arc::clone(&clients), served: served.clone(), uid: settings.owner };
     tokio::spawn(doors.clone().accept(docker, Door::Docker));
     tokio::spawn(doors.accept(control, Door::Control));
-    Host { served, link, inbox, accepting, clients }.run().await
+    Host { served, link, inbox, accepting, clients, task }.run().await
 }
 
 fn listener(descriptor: OwnedFd) -> io::Result<UnixListener> {
@@ -150,10 +182,7 @@ fn listener(descriptor: OwnedFd) -> io::Result<UnixListener> {
 /// The core's settings of a session.
 fn config(settings: &HostSettings) -> Config {
     Config {
-        grace: match settings.idle_timeout {
-            IdleTimeout::Seconds(seconds) => Grace::After(Duration::from_secs(seconds)),
-            IdleTimeout::Never => Grace::Never,
-        },
+        grace: view::grace(settings.idle_timeout),
         idle_action: match settings.idle_action {
             IdleAction::Stop => SleepHow::Stop,
             IdleAction::Suspend => SleepHow::Suspend,
@@ -193,7 +222,7 @@ async fn keep_info(mut info: watch::Receiver<SessionInfo>, session_dir: PathBuf)
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Door {
+pub(crate) enum Door {
     Docker,
     Control,
 }
@@ -246,24 +275,7 @@ impl Doors {
         let mut served = self.served.clone();
         served.client = name(credentials.pid()).into();
         tokio::spawn(async move {
-            match door {
-                Door::Docker => {
-                    let engine = {
-                        let Served { owner, asleep, events, client, .. } = served;
-                        SessionEngine { owner, asleep, events, client }
-                    };
-                    dormouse_docker_proxy::serve(stream, engine).await;
-                }
-                Door::Control => {
-                    let service = TowerToHyperService::new(control::router(served));
-                    let connection = hyper::server::conn::http1::Builder::new()
-                        .serve_connection(TokioIo::new(stream), service)
-                        .with_upgrades();
-                    if let Err(error) = connection.await {
-                        tracing::debug!(%error, "control connection ended");
-                    }
-                }
-            }
+            served.serve(stream, door).await;
             drop(permit);
         });
     }
@@ -284,6 +296,8 @@ struct Host {
     inbox: mpsc::Receiver<Order>,
     accepting: watch::Sender<bool>,
     clients: Arc<Semaphore>,
+    /// The owner's task.
+    task: JoinHandle<()>,
 }
 
 impl Host {
@@ -293,6 +307,8 @@ impl Host {
         loop {
             let order = tokio::select! {
                 order = self.inbox.recv() => order.unwrap_or(Order::Shutdown),
+                // A fault in it. The VM lives on, and the next host adopts it.
+                _ = &mut self.task => return Err(HostError::Owner),
                 _ = terminated.recv() => Order::Shutdown,
                 _ = interrupted.recv() => Order::Shutdown,
                 () = unneeded(self.served.owner.info(), &self.clients) => Order::Go,
@@ -302,6 +318,7 @@ impl Host {
             match order {
                 Order::Go => return Ok(()),
                 Order::Stay => {}
+                Order::Change(change) => self.served.owner.change(change),
                 Order::Terminate => {
                     self.served.owner.tell(Event::Terminate { reason: "the service asked".into() })
                 }
@@ -336,6 +353,9 @@ impl Host {
         let asleep = info.wait_for(|info| info.vm.phase == Phase::Absent);
         if timeout(SHUTDOWN_WITHIN, asleep).await.is_err() {
             tracing::warn!("the VM could not be put to sleep in time");
+        }
+        if timeout(HOOKS_WITHIN, self.served.owner.hooks_done()).await.is_err() {
+            tracing::warn!("not every hook was done in time");
         }
     }
 }

@@ -19,6 +19,7 @@ pub struct Lease {
     pub(crate) generation: Generation,
     pub(crate) agent: Agent,
     pub(crate) ended: watch::Receiver<Option<EndReason>>,
+    pub(crate) warnings: Vec<String>,
 }
 
 /// A lease that was asked for. Dropped, it is given back, granted or not: so neither a client that goes away while it
@@ -40,6 +41,13 @@ impl Lease {
     #[must_use]
     pub fn generation(&self) -> u64 {
         self.generation.0
+    }
+
+    /// What was not as it should be when the VM was woken for this lease, for the client that has it and nobody else
+    /// (H63).
+    #[must_use]
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
     }
 
     /// Connects to a socket in the guest.

@@ -10,8 +10,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
-use dormouse_api::SessionId;
 use dormouse_api::link::{LINE_BYTES_MAX, ToHost, ToService};
+use dormouse_api::{ChangeSettings, SessionId};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Interest};
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
@@ -32,13 +32,14 @@ const MADE_WITHIN: Duration = Duration::from_secs(60);
 const QUEUE: usize = 64;
 
 /// What the service says that isn't the answer to a request.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Order {
     Go,
     Stay,
     Shutdown,
     Terminate,
     CreatorGone,
+    Change(ChangeSettings),
 }
 
 /// The link, whether or not a service is at its other end. Clones are the same link.
@@ -194,6 +195,7 @@ impl Connection {
                 ToHost::Shutdown => Order::Shutdown,
                 ToHost::Terminate => Order::Terminate,
                 ToHost::CreatorGone => Order::CreatorGone,
+                ToHost::Change(change) => Order::Change(change),
             };
             if self.orders.send(order).await.is_err() {
                 break;

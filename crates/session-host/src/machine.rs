@@ -13,6 +13,7 @@
 
 mod bring_up;
 mod census;
+mod engine_events;
 mod guest;
 mod pump;
 mod sleep;
@@ -29,7 +30,7 @@ use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
 use self::bring_up::{BringUp, Order};
-pub(crate) use self::census::{census, engine_answer};
+pub(crate) use self::census::{census, engine_answer, stop_container};
 use self::guest::Ears;
 pub(crate) use self::guest::Guest;
 use self::sleep::Sleep;
@@ -106,9 +107,8 @@ impl<F> Shared<F> {
         Ears { inbox: self.inbox.clone(), events: self.events.clone(), heard_before }
     }
 
-    /// Says in the history what was tried in vain.
+    /// Says what was tried in vain, or is not as it should be.
     fn note(&self, generation: Generation, what: String) {
-        tracing::warn!(generation = generation.0, what, "fell back");
         self.inbox.send(Message::Note { generation, what });
     }
 }

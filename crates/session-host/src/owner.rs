@@ -5,22 +5,27 @@
 //! and the next deadline.
 
 mod task;
+#[cfg(test)]
+mod tests;
 
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use dormouse_api::{HistoryEntry, SessionInfo, SleepAnswer};
+use dormouse_api::{ChangeSettings, HistoryEntry, SessionEvent, SessionInfo, SleepAnswer, Why};
 use dormouse_lifecycle::{
-    Census, Claim, Config, EndReason, Event, Generation, LastVm, LeaseId, Policy, Refusal, StartHow,
+    Census, Claim, Config, EndReason, Event, Generation, LastVm, LeaseId, Policy, Refusal, StartHow, Trace,
 };
 use dormouse_mux::Agent;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, broadcast, mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
 
+use crate::hooks::{Hooks, Jobs, Verdict};
 use crate::lease::{Lease, LeaseClaim, Refused};
 use crate::machine::Machines;
 use crate::owner::task::Task;
 use crate::state;
+use crate::trace::SharedTrace;
 
 /// Requests that are waiting or served at a time. Everything in the inbox stands for one of these, for a VM's own
 /// bounded events, or for a control request: so the inbox is bounded by it.
@@ -37,14 +42,45 @@ pub(crate) enum Message {
     Ready { generation: Generation, how: StartHow, agent: Agent },
     /// A guest that was to be suspended runs on, on a new channel.
     Revived { generation: Generation, agent: Agent },
-    /// Something was tried in vain, in words for the history.
+    /// Something is not as it should be: it was tried in vain, or the guest warns of it. For whoever woke the VM, and for
+    /// the history.
     Note { generation: Generation, what: String },
     /// It was asked what runs, once ready.
     FirstCensus { generation: Generation, how: StartHow, census: Census, agent: Agent },
     /// Somebody wants the VM asleep.
     Sleep { reply: oneshot::Sender<SleepAnswer> },
-    /// Somebody wants to know what happened so far.
-    History { reply: oneshot::Sender<Vec<HistoryEntry>> },
+    /// The engine tells what happened in it. Answered when it was taken in, so that a guest can't flood this inbox.
+    Engine { generation: Generation, events: Vec<EngineEvent>, execs: u32, taken: oneshot::Sender<()> },
+    /// A hook failed or hung.
+    HookFailed { generation: Option<u64>, words: String },
+    /// Somebody is about to start a container, and asks the hooks.
+    MayStart { generation: u64, container: String, reply: oneshot::Sender<Verdict> },
+    /// Settings were changed.
+    Change(ChangeSettings),
+    /// Somebody wants to know.
+    Ask(Question),
+}
+
+/// What may be asked without waking anything.
+#[derive(Debug)]
+pub(crate) enum Question {
+    Info(oneshot::Sender<SessionInfo>),
+    History(oneshot::Sender<Vec<HistoryEntry>>),
+    Events(oneshot::Sender<(Vec<SessionEvent>, broadcast::Receiver<SessionEvent>)>),
+    Why(oneshot::Sender<Why>),
+}
+
+/// What the engine tells of a container or an image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum EngineEvent {
+    /// A container was started: its id and its name.
+    Started { id: String, name: String },
+    /// A container's main process is gone.
+    Died { id: String },
+    /// There is a new image, or a new name for one.
+    ImageCreated { image: String },
+    /// An image is gone.
+    ImageDeleted { image: String },
 }
 
 /// What a granted request gets to make its lease of.
@@ -53,6 +89,8 @@ pub(crate) struct Granted {
     generation: Generation,
     agent: Agent,
     ended: watch::Receiver<Option<EndReason>>,
+    /// For whoever woke the VM, and nobody else.
+    warnings: Vec<String>,
 }
 
 /// The way to the owner.
@@ -92,11 +130,25 @@ pub struct Facts {
     pub asleep: crate::asleep::Asleep,
 }
 
+/// An owner that was started, and what is to be done with it.
+#[derive(Debug)]
+pub(crate) struct Started {
+    pub(crate) owner: Owner,
+    /// For the runner of hooks.
+    pub(crate) jobs: Jobs,
+    /// Ends with the task: never, but for a fault in it.
+    pub(crate) task: JoinHandle<()>,
+}
+
 /// A handle on the owner task. Clones are the same owner.
 #[derive(Debug, Clone)]
 pub struct Owner {
-    inbox: Inbox,
+    pub(crate) inbox: Inbox,
     info: watch::Receiver<SessionInfo>,
+    hooks: Hooks,
+    trace: SharedTrace,
+    /// What the hooks said to the session's creation.
+    created: watch::Receiver<Option<Verdict>>,
     requests: Arc<Semaphore>,
     next: Arc<AtomicU64>,
 }
@@ -106,11 +158,11 @@ impl Owner {
     ///
     /// # Errors
     /// When that can't be read.
-    pub fn start<M: Machines>(
+    pub(crate) fn start<M: Machines>(
         facts: Facts,
         config: Config,
         machines: impl FnOnce(Inbox) -> M,
-    ) -> Result<Self, state::StateError> {
+    ) -> Result<Started, state::StateError> {
         let durable = state::read(&facts.session_dir)?;
         let (sender, inbox) = mpsc::unbounded_channel();
         let sender = Inbox(sender);
@@ -122,14 +174,19 @@ impl Owner {
         if let Some(generation) = left_up {
             machines.adopt(generation, config.limits.boot);
         }
-        let (task, info) = Task::new(facts, config, durable, machines, sender.clone(), left_up);
-        tokio::spawn(task.run(inbox));
-        Ok(Self {
+        let (hooks, jobs) = Hooks::new();
+        let mut task = Task::new(facts, config, durable, machines, sender.clone(), left_up, hooks.clone());
+        let created = task.tell_creation();
+        let owner = Self {
             inbox: sender,
-            info,
+            info: task.info(),
+            hooks,
+            trace: task.trace(),
+            created,
             requests: Arc::new(Semaphore::new(REQUESTS_MAX)),
             next: Arc::new(AtomicU64::new(1)),
-        })
+        };
+        Ok(Started { owner, jobs, task: tokio::spawn(task.run(inbox)) })
     }
 
     /// Asks for a lease. Dropping the future takes the request back.
@@ -145,9 +202,10 @@ impl Owner {
         let claim = Claim { kind, policy, owner: owner.into(), reason: reason.into() };
         self.inbox.send(Message::Lease { claim, lease: id, reply });
         let claim = LeaseClaim { id, inbox: self.inbox.clone() };
-        let Granted { generation, agent, ended } =
+        let Granted { generation, agent, ended, warnings } =
             granted.await.unwrap_or(Err(Refused(Refusal::HostLeaving)))?;
-        Ok(HeldLease { lease: Lease { _claim: claim, generation, agent, ended }, _permit: permit })
+        let lease = Lease { _claim: claim, generation, agent, ended, warnings };
+        Ok(HeldLease { lease, _permit: permit })
     }
 
     /// Feeds the core an event from outside: terminate, start, a changed setting, a pin.
@@ -162,11 +220,67 @@ impl Owner {
         answer.await.unwrap_or(SleepAnswer::Failed { reason: "the session's host is going down".to_owned() })
     }
 
-    /// What happened so far, oldest first.
+    /// Changes settings of a session that lives.
+    pub(crate) fn change(&self, change: ChangeSettings) {
+        self.inbox.send(Message::Change(change));
+    }
+
+    async fn ask<T>(&self, question: impl FnOnce(oneshot::Sender<T>) -> Question) -> Option<T> {
+        let (reply, answer) = oneshot::channel();
+        self.inbox.send(Message::Ask(question(reply)));
+        answer.await.ok()
+    }
+
+    /// Starts, sleeps and crashes so far, oldest first.
     pub async fn history(&self) -> Vec<HistoryEntry> {
-        let (reply, history) = oneshot::channel();
-        self.inbox.send(Message::History { reply });
-        history.await.unwrap_or_default()
+        self.ask(Question::History).await.unwrap_or_default()
+    }
+
+    /// What hooks were told so far, oldest first, and what they will be told.
+    pub(crate) async fn events(&self) -> Option<(Vec<SessionEvent>, broadcast::Receiver<SessionEvent>)> {
+        self.ask(Question::Events).await
+    }
+
+    /// Why the VM is awake or asleep.
+    pub(crate) async fn why(&self) -> Option<Why> {
+        self.ask(Question::Why).await
+    }
+
+    /// The session after everything that this handle was told before.
+    pub(crate) async fn present(&self) -> SessionInfo {
+        match self.ask(Question::Info).await {
+            Some(info) => info,
+            None => self.info.borrow().clone(),
+        }
+    }
+
+    /// The last events of the core.
+    pub(crate) fn trace(&self) -> Trace {
+        self.trace.copy()
+    }
+
+    /// Has the trace written should this process panic.
+    pub(crate) fn write_trace_on_panic(&self, folder: &std::path::Path) {
+        self.trace.write_on_panic(folder);
+    }
+
+    /// Asks the hooks whether a container may be started.
+    pub(crate) async fn may_start(&self, generation: u64, container: String) -> Verdict {
+        let (reply, verdict) = oneshot::channel();
+        self.inbox.send(Message::MayStart { generation, container, reply });
+        verdict.await.unwrap_or(Verdict::Fine)
+    }
+
+    /// Waits for what the hooks say to the session's creation.
+    pub(crate) async fn created(&self) -> Verdict {
+        let mut created = self.created.clone();
+        let verdict = created.wait_for(Option::is_some).await;
+        verdict.ok().and_then(|verdict| verdict.clone()).unwrap_or(Verdict::Fine)
+    }
+
+    /// Waits until no hook has anything left to be told.
+    pub(crate) async fn hooks_done(&self) {
+        self.hooks.done().await;
     }
 
     /// The session as it is, and its changes.

@@ -52,7 +52,13 @@ pub async fn make_template(store: &Path, runtime_dir: &Path) -> Result<(), Templ
     let deadline = Instant::now() + BOOT_WITHIN;
     let come_up = async {
         let guest = Guest::greet(&vm, deadline, None).await?;
-        guest.until_ready(deadline, |step| tracing::info!(step, "template")).await?;
+        guest
+            .until_ready(
+                deadline,
+                |step| tracing::info!(step, "template"),
+                |words| tracing::warn!(words, "template"),
+            )
+            .await?;
         for path in WARM {
             engine_answer(&guest.agent, path).await?;
         }

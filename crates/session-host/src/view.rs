@@ -1,13 +1,14 @@
 //! The session as the API tells it.
 
 use std::path::Path;
+use std::time::Duration;
 
 use dormouse_api::{
-    HistoryEntry, HoldInfo, HoldKind, How, IdleAction, IdleInfo, IdleTimeout, NetworkInfo, NetworkKind,
-    Phase, SessionInfo, SessionState, StorageInfo, TerminationInfo, TerminationReason, VmInfo,
+    Fact, HistoryEntry, HoldInfo, HoldKind, How, IdleAction, IdleInfo, IdleTimeout, NetworkInfo, NetworkKind,
+    Phase, SessionInfo, SessionState, StorageInfo, TerminationInfo, TerminationReason, VmEnd, VmInfo,
 };
 use dormouse_lifecycle::{
-    self as core, Config, Grace, PhaseName, Record, Session, SleepHow, StartHow, State,
+    self as core, Config, Grace, Incarnation, PhaseName, Record, Session, SleepHow, StartHow, State, StopHow,
 };
 use dormouse_vm::VmRecord;
 
@@ -59,17 +60,48 @@ pub(crate) fn info(facts: &Facts, session: &Session, config: Config) -> SessionI
         network: network(record.as_ref()),
         storage: storage(&settings.storage, settings.storage_bytes),
         termination: view.termination.map(|end| TerminationInfo {
-            reason: match end.reason {
-                core::TerminationReason::Shutdown => TerminationReason::Shutdown,
-                core::TerminationReason::Crashed => TerminationReason::Crashed,
-                core::TerminationReason::Unknown => TerminationReason::Unknown,
-            },
+            reason: reason(end.reason),
             details: end.details.to_string(),
             at: to_wall(view.since),
         }),
         docker_socket: facts.runtime_dir.join("docker.sock"),
         control_socket: facts.runtime_dir.join("control.sock"),
     }
+}
+
+fn reason(reason: core::TerminationReason) -> TerminationReason {
+    match reason {
+        core::TerminationReason::Shutdown => TerminationReason::Shutdown,
+        core::TerminationReason::Crashed => TerminationReason::Crashed,
+        core::TerminationReason::Unknown => TerminationReason::Unknown,
+    }
+}
+
+/// The core's word for a grace period.
+pub(crate) fn grace(timeout: IdleTimeout) -> Grace {
+    match timeout {
+        IdleTimeout::Seconds(seconds) => Grace::After(Duration::from_secs(seconds)),
+        IdleTimeout::Never => Grace::Never,
+    }
+}
+
+/// How a VM ends, for hooks.
+pub(crate) fn vm_end(how: StopHow) -> VmEnd {
+    match how {
+        StopHow::Sleep(SleepHow::Stop) => VmEnd::Stop,
+        StopHow::Sleep(SleepHow::Suspend) => VmEnd::Suspend,
+        StopHow::Crash => VmEnd::Crash,
+    }
+}
+
+/// The end of an incarnation, for hooks. `None` for one that is not the latest which ended.
+pub(crate) fn session_stopping(session: &Session, incarnation: Incarnation) -> Option<Fact> {
+    let (_, ended, end) = session.view().latest.termination.as_ref()?;
+    (*ended == incarnation).then(|| Fact::SessionStopping {
+        incarnation: incarnation.0,
+        reason: reason(end.reason),
+        details: end.details.to_string(),
+    })
 }
 
 fn phase(name: PhaseName) -> Phase {
@@ -83,7 +115,7 @@ fn phase(name: PhaseName) -> Phase {
     }
 }
 
-fn how(how: StartHow) -> How {
+pub(crate) fn how(how: StartHow) -> How {
     match how {
         StartHow::Cold => How::Cold,
         StartHow::Clone => How::Clone,
@@ -127,32 +159,24 @@ pub(crate) fn holds(session: &Session) -> Vec<HoldInfo> {
     session.holds().into_iter().map(hold).collect()
 }
 
-/// Something that was tried in vain.
-pub(crate) fn note(generation: core::Generation, what: &str) -> HistoryEntry {
-    HistoryEntry {
-        at: jiff::Timestamp::now(),
-        what: "fallback".to_owned(),
-        generation: generation.0,
-        how: String::new(),
-        duration_ms: 0,
-        reason: what.to_owned(),
-    }
+/// What isn't the core's to know.
+pub(crate) fn entry(what: &str, generation: u64, reason: String) -> HistoryEntry {
+    let (at, how) = (jiff::Timestamp::now(), String::new());
+    HistoryEntry { at, what: what.to_owned(), generation, how, duration_ms: 0, reason }
 }
 
 /// An entry of the history as the API tells it.
 pub(crate) fn history_entry(record: &Record) -> HistoryEntry {
     let entry =
-        |what: &str, generation: core::Generation, how: &str, took: std::time::Duration, reason: &str| {
-            HistoryEntry {
-                at: jiff::Timestamp::now(),
-                what: what.to_owned(),
-                generation: generation.0,
-                how: how.to_owned(),
-                duration_ms: u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
-                reason: reason.to_owned(),
-            }
+        |what: &str, generation: core::Generation, how: &str, took: Duration, reason: &str| HistoryEntry {
+            at: jiff::Timestamp::now(),
+            what: what.to_owned(),
+            generation: generation.0,
+            how: how.to_owned(),
+            duration_ms: u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
+            reason: reason.to_owned(),
         };
-    let (none, at_once) = (core::Generation(0), std::time::Duration::ZERO);
+    let (none, at_once) = (core::Generation(0), Duration::ZERO);
     match record {
         Record::Opened { incarnation } => {
             entry("open", none, "", at_once, &format!("incarnation {incarnation}"))

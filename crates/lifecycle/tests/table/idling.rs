@@ -262,3 +262,23 @@ fn a_vm_that_stays_paused_is_given_up_as_crashed() {
         Some((Cause::IoError, "no space"))
     );
 }
+
+#[test]
+fn what_is_only_listed_starts_a_vm_like_any_request_and_then_keeps_nothing_awake() {
+    let mut desk = Desk::new(Config::default());
+    let stream = claim(HoldKind::Events, Policy::Acquire);
+    let actions = desk.act(Event::LeaseRequested { lease: LeaseId(1), claim: stream.clone() });
+    assert!(matches!(actions.as_slice(), [Action::StartVm { .. }]), "{actions:?}");
+    desk.ready(1);
+    assert_eq!(desk.session.next_deadline(), Some(desk.now.after(GRACE)), "it is idle from the start");
+    assert!(desk.session.holds().iter().all(|hold| hold.weak));
+    desk.due();
+    // Another one is granted, and calls nothing off.
+    let actions = desk.act(Event::LeaseRequested { lease: LeaseId(2), claim: stream });
+    assert_eq!(actions, [granted(2, 1)]);
+    assert_eq!(desk.phase(), PhaseName::Counting);
+    let hooks = hooks_ask(&desk.counted(1, NOTHING));
+    let actions = desk.act(Event::HooksDone { ask: hooks });
+    let ended = Action::EndLeases { generation: g(1), reason: EndReason::Sleeping };
+    assert_eq!(actions.first(), Some(&ended), "they end with the VM");
+}

@@ -197,7 +197,7 @@ impl<F: Factory> BringUp<F> {
             run(&found.vm).await?;
             self.step("kernel");
             let guest = Guest::greet(&found.vm, deadline, None).await?;
-            let watch = guest.until_ready(deadline, |step| self.step(step)).await?;
+            let watch = guest.until_ready(deadline, |step| self.step(step), |words| self.warn(words)).await?;
             Ok((guest, watch))
         };
         let risen = self.unless_cancelled(rising).await;
@@ -228,7 +228,7 @@ impl<F: Factory> BringUp<F> {
                 return Err("another guest answered".to_owned());
             }
             self.fit_disk(&found.vm, &guest).await?;
-            let watch = guest.until_ready(deadline, |_| {}).await?;
+            let watch = guest.until_ready(deadline, |_| {}, |words| self.warn(words)).await?;
             Ok((guest, watch))
         };
         let risen = self.unless_cancelled(waking).await;
@@ -293,6 +293,10 @@ impl<F: Factory> BringUp<F> {
         blocking(move || dormouse_vm::grow_data_disk(&disk, wanted)).await?;
         vm.resize_data_disk(wanted).await.map_err(|error| error.to_string())?;
         guest.agent.grow_disk(wanted).await.map_err(|error| error.to_string())
+    }
+
+    fn warn(&self, words: String) {
+        self.shared.note(self.generation, words);
     }
 
     fn step(&self, step: &str) {

@@ -6,11 +6,17 @@ use dormouse_agent_proto::Target;
 use dormouse_lifecycle::{Census, ContainerState, Event, Generation};
 use dormouse_mux::Agent;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::oneshot;
+use tokio::time::timeout;
 
+use super::engine_events::EventReader;
 use crate::owner::{Inbox, Message};
 
 /// How much of an answer of the engine is read: a list of very many containers.
 const ANSWER_BYTES_MAX: u64 = 64 * 1024 * 1024;
+
+/// How long the engine may take to stop a container.
+const STOPPED_WITHIN: Duration = Duration::from_secs(15);
 
 /// Asks the engine for all containers and counts them.
 pub(crate) async fn census(agent: &Agent) -> Result<Census, String> {
@@ -49,24 +55,44 @@ pub(crate) async fn engine_answer(agent: &Agent, path: &str) -> Result<Vec<u8>, 
     Ok(answer.split_off(head + 4))
 }
 
-/// Recounts whenever the engine says that something happened to a container. Ends with the engine's stream: the count
-/// before a sleep is asked for anew in any case.
+/// Recounts whenever the engine says that something happened to a container, and tells what it says. Ends with the
+/// engine's stream: the count before a sleep is asked for anew in any case.
 pub(super) async fn follow_containers(agent: Agent, inbox: Inbox, generation: Generation) {
-    let request =
-        "GET /events?filters=%7B%22type%22%3A%5B%22container%22%5D%7D HTTP/1.0\r\nHost: docker\r\n\r\n";
+    let request = format!("GET /events?filters={} HTTP/1.0\r\nHost: docker\r\n\r\n", EventReader::FILTERS);
     loop {
         let Ok(mut stream) = agent.dial(Target::Engine).await else { return };
         if stream.write_all(request.as_bytes()).await.is_err() {
             return;
         }
+        let mut reader = EventReader::default();
         let mut buffer = [0; 16 * 1024];
         // The first bytes are the answer's head: a count then makes up for what happened before the subscription.
-        while let Ok(1..) = stream.read(&mut buffer).await {
+        while let Ok(count @ 1..) = stream.read(&mut buffer).await {
+            let events = reader.read(&buffer[..count]);
+            let (taken, is_taken) = oneshot::channel();
+            inbox.send(Message::Engine { generation, events, execs: reader.running_execs(), taken });
+            let _ = is_taken.await;
             if let Ok(census) = census(&agent).await {
                 inbox.send(Message::Event(Event::ContainersChanged { generation, census }));
             }
         }
         // dockerd was restarted; its socket comes back, or the channel ends.
         tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+}
+
+/// Has the engine stop a container.
+pub(crate) async fn stop_container(agent: &Agent, id: &str) -> Result<(), String> {
+    let mut stream = agent.dial(Target::Engine).await.map_err(|error| error.to_string())?;
+    let request =
+        format!("POST /containers/{id}/stop?t=2 HTTP/1.0\r\nHost: docker\r\nContent-Length: 0\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.map_err(|error| error.to_string())?;
+    let mut answer = [0; 12];
+    let stopped = timeout(STOPPED_WITHIN, stream.read_exact(&mut answer)).await;
+    match stopped {
+        Ok(Ok(_)) if answer.ends_with(b" 204") || answer.ends_with(b" 304") => Ok(()),
+        Ok(Ok(_)) => Err("the engine refused".to_owned()),
+        Ok(Err(error)) => Err(error.to_string()),
+        Err(_) => Err("no answer in time".to_owned()),
     }
 }

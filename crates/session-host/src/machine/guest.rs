@@ -55,8 +55,13 @@ impl Guest {
         Ok(Self { agent, boot, quiet: CancellationToken::new() })
     }
 
-    /// Waits for an engine that lists its containers, and tells the steps on the way.
-    pub(crate) async fn until_ready(&self, deadline: Instant, step: impl Fn(&str)) -> Result<Watch, String> {
+    /// Waits for an engine that lists its containers, and tells the steps on the way and what the guest warns of.
+    pub(crate) async fn until_ready(
+        &self,
+        deadline: Instant,
+        step: impl Fn(&str),
+        warn: impl Fn(String),
+    ) -> Result<Watch, String> {
         let mut watch = self.agent.watch().await.map_err(|error| error.to_string())?;
         loop {
             let until = deadline.min(Instant::now() + PROGRESS_WITHIN);
@@ -71,7 +76,7 @@ impl Guest {
                     return Err(format!("the engine did not start: {details}"));
                 }
                 GuestEvent::Engine(_) => {}
-                GuestEvent::Warning(warning) => tracing::warn!(warning, "from the guest"),
+                GuestEvent::Warning(warning) => warn(warning),
             }
         }
     }

@@ -113,7 +113,8 @@ impl<F: Factory> Sleep<F> {
         vm.cont().await.map_err(|error| error.to_string())?;
         let deadline = Instant::now() + PROGRESS_WITHIN;
         let guest = Guest::greet(vm, deadline, None).await?;
-        let watch = guest.until_ready(deadline, |_| {}).await?;
+        let watch =
+            guest.until_ready(deadline, |_| {}, |words| self.shared.note(self.ask.generation, words)).await?;
         let up = Up { vm: Arc::clone(vm), guest, purpose: purpose.clone() };
         self.present.send_replace(Some(up.clone()));
         Ok((up, watch))

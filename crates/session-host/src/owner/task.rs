@@ -4,23 +4,43 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use dormouse_api::{HistoryEntry, SessionInfo, SleepAnswer};
+use dormouse_api::{ChangeSettings, Fact, HistoryEntry, SessionEvent, SessionInfo, SleepAnswer};
 use dormouse_lifecycle::{
-    Action, Actions, Ask, Config, Durable, EndReason, Event, Generation, LeaseId, Record, Refusal, RequestId,
-    Session, SleepOutcome,
+    Action, Actions, Ask, Config, Durable, EndReason, Event, Generation, LeaseId, PhaseName, Record, Refusal,
+    RequestId, Session, SleepOutcome, StartHow,
 };
 use dormouse_mux::Agent;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
+use tokio::time::{Instant, sleep_until};
 
-use super::{Facts, Granted, Inbox, Message};
+use super::{EngineEvent, Facts, Granted, Inbox, Message, Question};
 use crate::clock::{due, now};
+use crate::hooks::{self, Hooks, Job, Reply, Verdict};
+use crate::journal::Journal;
 use crate::lease::Refused;
 use crate::machine::Machines;
 use crate::state;
+use crate::trace::SharedTrace;
 use crate::view;
 
 /// Starts, sleeps and crashes that are remembered.
 const HISTORY_MAX: usize = 1000;
+
+/// Events for hooks that are remembered.
+const EVENTS_MAX: usize = 1000;
+
+/// Events that a follower may be behind.
+const FOLLOWERS_BEHIND: usize = 256;
+
+/// Starts of containers that were asked for and that the engine hasn't told of yet.
+const VETTED_MAX: usize = 256;
+
+/// Warnings of one VM that are kept.
+const WARNINGS_MAX: usize = 64;
+
+/// Watchers may see a lease that comes and goes so late: a client that makes many requests doesn't wait for what each of
+/// them looks like.
+const PUBLISH_WITHIN: Duration = Duration::from_millis(2);
 
 /// The guest of the VM that is up.
 #[derive(Debug)]
@@ -34,6 +54,7 @@ pub(super) struct Task<M> {
     facts: Arc<Facts>,
     config: Config,
     session: Session,
+    trace: SharedTrace,
     machines: M,
     inbox: Inbox,
     waiting: BTreeMap<LeaseId, oneshot::Sender<Result<Granted, Refused>>>,
@@ -42,8 +63,20 @@ pub(super) struct Task<M> {
     guest: Option<Guest>,
     /// The generation that an earlier host left up, until it is found.
     adopting: Option<Generation>,
-    history: VecDeque<HistoryEntry>,
+    history: Journal<HistoryEntry>,
+    events: Journal<SessionEvent>,
+    followers: broadcast::Sender<SessionEvent>,
+    hooks: Hooks,
+    /// What is not as it should be with the latest VM, and the request that gets to hear of it.
+    warnings: Vec<String>,
+    waker: Option<LeaseId>,
+    /// Processes started by `exec` that run, and in which VM.
+    execs: (Generation, u32),
+    /// Containers whose start the hooks were asked about, by the name or id that was given.
+    vetted: VecDeque<String>,
     info: watch::Sender<SessionInfo>,
+    /// Since when watchers see something that isn't so any more.
+    stale_since: Option<Instant>,
 }
 
 impl<M: Machines> Task<M> {
@@ -54,14 +87,12 @@ impl<M: Machines> Task<M> {
         machines: M,
         inbox: Inbox,
         adopting: Option<Generation>,
-    ) -> (Self, watch::Receiver<SessionInfo>) {
+        hooks: Hooks,
+    ) -> Self {
         let session = Session::new(config, durable, now());
-        let facts = Arc::new(facts);
-        let (info, seen) = watch::channel(view::info(&facts, &session, config));
-        let task = Self {
-            facts,
+        Self {
             config,
-            session,
+            trace: SharedTrace::new(&session),
             machines,
             inbox,
             waiting: BTreeMap::new(),
@@ -69,29 +100,74 @@ impl<M: Machines> Task<M> {
             requests: 0,
             guest: None,
             adopting,
-            history: VecDeque::new(),
-            info,
-        };
-        (task, seen)
+            history: Journal::open(facts.session_dir.join("history.jsonl"), HISTORY_MAX),
+            events: Journal::open(facts.session_dir.join("facts.jsonl"), EVENTS_MAX),
+            followers: broadcast::channel(FOLLOWERS_BEHIND).0,
+            hooks,
+            warnings: Vec::new(),
+            waker: None,
+            execs: (Generation(0), 0),
+            vetted: VecDeque::new(),
+            info: watch::channel(view::info(&facts, &session, config)).0,
+            stale_since: None,
+            session,
+            facts: Arc::new(facts),
+        }
+    }
+
+    pub(super) fn info(&self) -> watch::Receiver<SessionInfo> {
+        self.info.subscribe()
+    }
+
+    pub(super) fn trace(&self) -> SharedTrace {
+        self.trace.clone()
+    }
+
+    /// Tells the hooks that there is a session, if none was ever told of it. Returns what they say.
+    pub(super) fn tell_creation(&mut self) -> watch::Receiver<Option<Verdict>> {
+        if self.events.last().is_some() {
+            return watch::channel(Some(Verdict::Fine)).1;
+        }
+        let (reply, answer) = oneshot::channel();
+        let (sender, verdict) = watch::channel(None);
+        let incarnation = self.session.view().incarnation.0;
+        self.tell(Fact::SessionCreated { incarnation }, Reply::Verdict(reply));
+        tokio::spawn(async move {
+            sender.send_replace(Some(answer.await.unwrap_or(Verdict::Fine)));
+        });
+        verdict
     }
 
     pub(super) async fn run(mut self, mut inbox: mpsc::UnboundedReceiver<Message>) {
         let mut actions = Actions::new();
         loop {
             let event = tokio::select! {
+                biased;
                 message = inbox.recv() => match message {
                     Some(message) => self.receive(message),
                     None => return,
                 },
                 () = due(self.session.next_deadline()) => Some(Event::DeadlineReached),
+                () = publish_by(self.stale_since) => {
+                    self.publish();
+                    None
+                }
             };
             let Some(event) = event else { continue };
             tracing::debug!(?event, "event");
-            self.session.handle(now(), event, &mut actions);
+            let now = now();
+            self.trace.note(now, &event);
+            self.session.handle(now, event, &mut actions);
+            debug_assert_eq!(self.session.check(), Ok(()));
             let todo: Vec<_> = actions.drain().collect();
+            // What must survive is also what watchers must see at once.
+            let is_weighty = todo.iter().any(|action| matches!(action, Action::Persist(_)));
             for action in todo {
                 tracing::debug!(?action, "action");
                 self.act(action);
+            }
+            if is_weighty {
+                self.publish();
             }
         }
     }
@@ -99,37 +175,30 @@ impl<M: Machines> Task<M> {
     /// Turns a message into the core's event, and keeps what only the driver needs.
     fn receive(&mut self, message: Message) -> Option<Event> {
         match message {
-            Message::Event(event) => {
-                if let Event::GraceChanged(grace) = &event {
-                    self.config.grace = *grace;
-                }
-                Some(event)
-            }
+            Message::Event(event) => Some(self.complete(event)),
             Message::Lease { claim, lease, reply } => {
                 self.waiting.insert(lease, reply);
                 Some(Event::LeaseRequested { lease, claim })
             }
             Message::Ready { generation, how, agent } => {
-                // What runs in it is part of being ready: a VM with containers has a hold from its first moment.
-                let inbox = self.inbox.clone();
-                tokio::spawn(async move {
-                    let counted =
-                        tokio::time::timeout(Duration::from_secs(30), crate::machine::census(&agent)).await;
-                    let census =
-                        counted.unwrap_or_else(|_| Err("no answer in time".to_owned())).unwrap_or_default();
-                    inbox.send(Message::FirstCensus { generation, how, census, agent });
-                });
+                self.take_first_census(generation, how, agent);
                 None
             }
             Message::Revived { generation, agent } => {
-                self.guest = Some(Guest { generation, agent, ended: watch::channel(None).0 });
+                if self.session.view().generation == generation {
+                    self.guest = Some(Guest { generation, agent, ended: watch::channel(None).0 });
+                }
                 None
             }
             Message::Note { generation, what } => {
-                self.remember(view::note(generation, &what));
+                self.warn(generation, what);
                 None
             }
             Message::FirstCensus { generation, how, census, agent } => {
+                // One that ended meanwhile must not take the place of its successor.
+                if !self.is_awaited(generation) {
+                    return None;
+                }
                 self.guest = Some(Guest { generation, agent, ended: watch::channel(None).0 });
                 if self.adopting.take_if(|adopting| *adopting == generation).is_some() {
                     Some(Event::VmAdopted { generation, census, holds: Vec::new() })
@@ -143,9 +212,90 @@ impl<M: Machines> Task<M> {
                 self.sleepers.insert(request, reply);
                 Some(Event::SleepRequested { request })
             }
-            Message::History { reply } => {
-                let _ = reply.send(self.history.iter().cloned().collect());
+            Message::Engine { generation, events, execs, taken } => {
+                self.execs = (generation, execs);
+                for event in events {
+                    self.engine_told(generation, event);
+                }
+                let _ = taken.send(());
                 None
+            }
+            Message::HookFailed { generation, words } => {
+                self.remember(view::entry("hook_failed", generation.unwrap_or_default(), words));
+                None
+            }
+            Message::MayStart { generation, container, reply } => {
+                if self.vetted.len() == VETTED_MAX {
+                    self.vetted.pop_front();
+                }
+                self.vetted.push_back(container.clone());
+                self.tell(Fact::ContainerStarting { generation, container }, Reply::Verdict(reply));
+                None
+            }
+            Message::Change(ChangeSettings { idle_timeout }) => {
+                if let Some(timeout) = idle_timeout {
+                    self.config.grace = view::grace(timeout);
+                }
+                Some(Event::Configured(self.config))
+            }
+            Message::Ask(question) => {
+                self.answer(question);
+                None
+            }
+        }
+    }
+
+    /// Adds to an event what only the driver knows.
+    fn complete(&mut self, mut event: Event) -> Event {
+        match &mut event {
+            // Whoever waited is gone.
+            Event::LeaseDropped { lease } => drop(self.waiting.remove(lease)),
+            // A list of containers doesn't tell of execs.
+            Event::ContainersChanged { generation, census }
+            | Event::ContainersCounted { ask: Ask { generation, .. }, census: Some(census) }
+                if *generation == self.execs.0 =>
+            {
+                census.execs = self.execs.1;
+            }
+            _ => {}
+        }
+        event
+    }
+
+    /// Whether a VM of this generation is being brought up.
+    fn is_awaited(&self, generation: Generation) -> bool {
+        let view = self.session.view();
+        view.phase == PhaseName::Starting && view.generation == generation
+    }
+
+    /// What runs in it is part of being ready: a VM with containers has a hold from its first moment. An engine that
+    /// doesn't say is asked again before any sleep.
+    fn take_first_census(&self, generation: Generation, how: StartHow, agent: Agent) {
+        let inbox = self.inbox.clone();
+        tokio::spawn(async move {
+            let counted = tokio::time::timeout(Duration::from_secs(30), crate::machine::census(&agent)).await;
+            let census = counted.unwrap_or_else(|_| Err("no answer in time".to_owned())).unwrap_or_default();
+            inbox.send(Message::FirstCensus { generation, how, census, agent });
+        });
+    }
+
+    fn answer(&mut self, question: Question) {
+        match question {
+            Question::Info(reply) => {
+                if self.stale_since.is_some() {
+                    self.publish();
+                }
+                let _ = reply.send(self.info.borrow().clone());
+            }
+            Question::History(reply) => {
+                let _ = reply.send(self.history.entries().cloned().collect());
+            }
+            Question::Events(reply) => {
+                let told = self.events.entries().cloned().collect();
+                let _ = reply.send((told, self.followers.subscribe()));
+            }
+            Question::Why(reply) => {
+                let _ = reply.send(crate::why::why(&self.session, self.config, &self.warnings));
             }
         }
     }
@@ -153,28 +303,45 @@ impl<M: Machines> Task<M> {
     fn act(&mut self, action: Action) {
         match action {
             Action::Persist(durable) => self.persist(&durable),
-            Action::StartVm { generation, from, bound } => self.machines.start(generation, from, bound),
+            Action::StartVm { generation, from, bound } => {
+                self.warnings.clear();
+                self.waker = self.waiting.keys().next().copied();
+                self.machines.start(generation, from, bound);
+            }
             Action::CancelStart { generation } => self.machines.cancel(generation),
             Action::BeginSleep { ask, how, .. } => self.machines.sleep(ask, how),
             Action::KillVm { generation } => self.machines.kill(generation),
             Action::CountContainers { ask, bound } => self.machines.count(ask, bound),
             Action::ResumeVm { generation } => self.machines.resume(generation),
-            Action::RunStoppingHooks { ask, .. } => self.no_hooks(ask),
-            Action::AnnounceStarted { .. } | Action::RunSleepFailedHooks { .. } => {}
+            Action::RunStoppingHooks { ask, how, .. } => {
+                let how = view::vm_end(how);
+                self.tell(Fact::VmStopping { generation: ask.generation.0, how }, Reply::Sleep(ask));
+            }
+            Action::AnnounceStarted { generation, how } => {
+                self.tell(Fact::VmStarted { generation: generation.0, how: view::how(how) }, Reply::Nobody);
+            }
+            Action::RunSleepFailedHooks { generation, reason } => {
+                let reason = reason.to_string();
+                self.tell(Fact::VmSleepFailed { generation: generation.0, reason }, Reply::Nobody);
+            }
             Action::Grant { lease, generation } => self.grant(lease, generation),
             Action::Refuse { lease, refusal } => {
                 if let Some(reply) = self.waiting.remove(&lease) {
                     let _ = reply.send(Err(Refused(refusal)));
                 }
             }
-            Action::EndLeases { generation, reason } => {
-                if let Some(guest) = self.guest.take_if(|guest| guest.generation == generation) {
-                    guest.ended.send_replace(Some(reason));
-                }
-            }
+            Action::EndLeases { generation, reason } => self.end_leases(generation, reason),
             Action::AnswerSleep { request, outcome } => self.answer_sleep(request, outcome),
             Action::Record(record) => self.record(&record),
-            Action::Publish | Action::AnnounceTerminated { .. } => self.publish(),
+            Action::AnnounceTerminated { incarnation } => {
+                self.publish();
+                if let Some(fact) = view::session_stopping(&self.session, incarnation) {
+                    self.tell(fact, Reply::Nobody);
+                }
+            }
+            Action::Publish => {
+                self.stale_since.get_or_insert_with(Instant::now);
+            }
         }
     }
 
@@ -185,9 +352,68 @@ impl<M: Machines> Task<M> {
         }
     }
 
-    /// This session has no hooks: all of them are done.
-    fn no_hooks(&self, ask: Ask) {
-        self.inbox.send(Message::Event(Event::HooksDone { ask }));
+    /// Tells the hooks and whoever follows.
+    fn tell(&mut self, fact: Fact, reply: Reply) {
+        let event = SessionEvent {
+            sequence: self.events.last().map_or(0, |event| event.sequence) + 1,
+            at: jiff::Timestamp::now(),
+            session: self.facts.settings.name.clone(),
+            fact,
+        };
+        self.events.push(event.clone());
+        let _ = self.followers.send(event.clone());
+        if let Err(Job { event, reply }) = self.hooks.tell(Job { event, reply }) {
+            let words = format!("{}: too many events wait for hooks", event.fact.name());
+            self.remember(view::entry("hook_failed", event.fact.generation().unwrap_or_default(), words));
+            hooks::answer(&self.inbox, reply, Verdict::Fine);
+        }
+    }
+
+    fn engine_told(&mut self, generation: Generation, event: EngineEvent) {
+        let generation = generation.0;
+        match event {
+            EngineEvent::Started { id, name } => {
+                let is_vetted = |given: &String| *given == name || id.starts_with(given.as_str());
+                if let Some(index) = self.vetted.iter().position(is_vetted) {
+                    self.vetted.remove(index);
+                    return;
+                }
+                let (reply, verdict) = oneshot::channel();
+                let fact = Fact::ContainerStarting { generation, container: id.clone() };
+                self.tell(fact, Reply::Verdict(reply));
+                let (inbox, agent) =
+                    (self.inbox.clone(), self.guest.as_ref().map(|guest| guest.agent.clone()));
+                tokio::spawn(async move {
+                    let Ok(Verdict::Veto(why)) = verdict.await else { return };
+                    let Some(agent) = agent else { return };
+                    let stopped = crate::machine::stop_container(&agent, &id).await;
+                    let outcome = stopped.map_or_else(
+                        |error| format!("can't be stopped: {error}"),
+                        |()| "was stopped".to_owned(),
+                    );
+                    let words =
+                        format!("the container {name} was started within the VM and {outcome}: {why}");
+                    inbox.send(Message::Note { generation: Generation(generation), what: words });
+                });
+            }
+            EngineEvent::Died { id } => {
+                self.tell(Fact::ContainerStopping { generation, container: id }, Reply::Nobody);
+            }
+            EngineEvent::ImageCreated { image } => {
+                self.tell(Fact::ImageCreated { generation, image }, Reply::Nobody);
+            }
+            EngineEvent::ImageDeleted { image } => {
+                self.tell(Fact::ImageDeleted { generation, image }, Reply::Nobody);
+            }
+        }
+    }
+
+    fn warn(&mut self, generation: Generation, words: String) {
+        tracing::warn!(generation = generation.0, words, "warning");
+        if generation == self.session.view().generation && self.warnings.len() < WARNINGS_MAX {
+            self.warnings.push(words.clone());
+        }
+        self.remember(view::entry("warning", generation.0, words));
     }
 
     fn grant(&mut self, lease: LeaseId, generation: Generation) {
@@ -195,12 +421,25 @@ impl<M: Machines> Task<M> {
         let guest = self.guest.as_ref().filter(|guest| guest.generation == generation);
         let granted = match guest {
             Some(guest) => {
-                Ok(Granted { generation, agent: guest.agent.clone(), ended: guest.ended.subscribe() })
+                let warnings = match self.waker.take_if(|waker| *waker == lease) {
+                    Some(_) => self.warnings.clone(),
+                    None => Vec::new(),
+                };
+                let (agent, ended) = (guest.agent.clone(), guest.ended.subscribe());
+                Ok(Granted { generation, agent, ended, warnings })
             }
             // The core grants only on a VM that was reported ready, so there is a guest; were there none, nobody hangs.
             None => Err(Refused(Refusal::NotRunning)),
         };
         let _ = reply.send(granted);
+    }
+
+    /// A VM whose suspend fails runs on: it can be leased again.
+    fn end_leases(&mut self, generation: Generation, reason: EndReason) {
+        if let Some(guest) = self.guest.as_mut().filter(|guest| guest.generation == generation) {
+            guest.ended.send_replace(Some(reason));
+            guest.ended = watch::channel(None).0;
+        }
     }
 
     fn answer_sleep(&mut self, request: RequestId, outcome: SleepOutcome) {
@@ -221,6 +460,9 @@ impl<M: Machines> Task<M> {
         if let Record::Slept { generation, trouble: None, .. } = record {
             self.facts.asleep.seal(generation.0);
         }
+        if let Record::Opened { incarnation } = record {
+            self.tell(Fact::SessionCreated { incarnation: incarnation.0 }, Reply::Nobody);
+        }
         self.remember(view::history_entry(record));
     }
 
@@ -233,14 +475,20 @@ impl<M: Machines> Task<M> {
             reason = entry.reason,
             "history"
         );
-        if self.history.len() == HISTORY_MAX {
-            self.history.pop_front();
-        }
-        self.history.push_back(entry);
+        self.history.push(entry);
     }
 
-    fn publish(&self) {
+    fn publish(&mut self) {
+        self.stale_since = None;
         let info = view::info(&self.facts, &self.session, self.config);
         self.info.send_replace(info);
+    }
+}
+
+/// Waits until watchers must see what has changed since then; for ever if nothing has.
+async fn publish_by(stale_since: Option<Instant>) {
+    match stale_since {
+        Some(since) => sleep_until(since + PUBLISH_WITHIN).await,
+        None => std::future::pending().await,
     }
 }

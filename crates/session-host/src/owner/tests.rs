@@ -1,0 +1,10 @@
+//! The owner against scripted VMs, guests and hooks, on a stopped clock. TESTING.md tells what is shown where.
+
+mod crashing;
+mod holding;
+mod hooking;
+mod idling;
+mod stage;
+mod starting;
+mod stopping;
+mod telling;

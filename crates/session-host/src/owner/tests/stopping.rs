@@ -1,0 +1,283 @@
+//! A sleep under way, and what comes in its way.
+
+use dormouse_api::{Phase, SessionState, SleepAnswer, TerminationReason};
+use dormouse_lifecycle::{Ask, Census, Config, Event, Exit, Grace, LastVm, Policy, Then};
+
+use super::stage::{Call, Guest, Hooked, Stage, granted, pass, refused, seconds, took};
+
+/// A VM that nobody needs, up to the moment when the engine is asked.
+async fn counting(stage: &mut Stage) -> (Guest, Call) {
+    let (lease, guest) = stage.up().await;
+    drop(lease);
+    let count = stage.call().await;
+    assert_eq!(stage.phase().await, Phase::Counting);
+    (guest, count)
+}
+
+/// ... up to the moment when its hooks are told.
+async fn committed(stage: &mut Stage) -> Guest {
+    let (guest, count) = counting(stage).await;
+    stage.hooked.send_replace(Hooked::Hang);
+    stage.counted(count, Census::default());
+    stage.becomes(Phase::Committed).await;
+    guest
+}
+
+/// ... up to the order to shut down.
+async fn stopping(stage: &mut Stage) -> (Guest, Ask) {
+    let (guest, count) = counting(stage).await;
+    stage.counted(count, Census::default());
+    let Call::ShutDown(ask) = stage.call().await else { panic!("it is shut down") };
+    assert_eq!(stage.phase().await, Phase::Stopping);
+    (guest, ask)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lease_waits_out_a_stop_and_is_served_by_the_next_vm() {
+    let mut stage = Stage::new();
+    let (_guest, _) = stopping(&mut stage).await;
+    let asked = stage.ask(Policy::Acquire);
+    stage.is_quiet_for(seconds(20)).await;
+    assert_eq!(stage.phase().await, Phase::Stopping, "it waits for the stop");
+    assert!(!asked.is_finished());
+    stage.exits(1, Exit::GuestShutdown);
+    assert_eq!(stage.call().await, Call::Start(2));
+    let _next = stage.ready(2);
+    assert_eq!(granted(asked).await.generation(), 2);
+    assert_eq!(stage.told().await, ["session-created", "vm-started 1", "vm-stopping 1", "vm-started 2"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn while_hooks_are_told_they_are_served_and_everybody_else_waits_for_the_next_vm() {
+    let mut stage = Stage::new();
+    let _guest = committed(&mut stage).await;
+    let hook = granted(stage.ask(Policy::ExistingOnly)).await;
+    assert_eq!(hook.generation(), 1);
+    let asked = stage.ask(Policy::Acquire);
+    pass(seconds(1)).await;
+    assert!(!asked.is_finished(), "the VM that goes is not for them");
+    stage.hooked.send_replace(Hooked::Fine);
+    assert!(matches!(stage.call().await, Call::ShutDown(_)));
+    assert_eq!(hook.ended().await, "the VM goes to sleep");
+    assert_eq!(refused(stage.ask(Policy::ExistingOnly)).await.to_string(), "the session's VM is not running");
+    stage.exits(1, Exit::GuestShutdown);
+    assert_eq!(stage.call().await, Call::Start(2));
+    let _next = stage.ready(2);
+    assert_eq!(granted(asked).await.generation(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hook_that_hangs_holds_a_sleep_up_for_ten_seconds() {
+    let mut stage = Stage::new();
+    let _guest = committed(&mut stage).await;
+    let (call, time) = took(stage.call()).await;
+    assert!(matches!(call, Call::ShutDown(_)), "{call:?}");
+    assert!(time >= seconds(9) && time <= seconds(10), "{time:?}");
+    // It ends after all: nobody waits for it any more.
+    stage.hooked.send_replace(Hooked::Fine);
+    stage.is_quiet_for(seconds(1)).await;
+    stage.exits(1, Exit::GuestShutdown);
+    stage.becomes(Phase::Absent).await;
+    assert_eq!(stage.told().await, ["session-created", "vm-started 1", "vm-stopping 1"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_vm_that_crashes_while_its_hooks_are_told_has_fallen_asleep() {
+    let mut stage = Stage::new();
+    let _guest = committed(&mut stage).await;
+    let asked = stage.ask(Policy::Acquire);
+    pass(seconds(1)).await;
+    assert_eq!(stage.phase().await, Phase::Committed, "the crash hits the stop window");
+    stage.exits(1, Exit::Crashed("signal 11".into()));
+    assert_eq!(stage.call().await, Call::Start(2));
+    let _next = stage.ready(2);
+    assert_eq!(granted(asked).await.generation(), 2);
+    stage.hooked.send_replace(Hooked::Fine);
+    assert_eq!(stage.told().await, ["session-created", "vm-started 1", "vm-stopping 1", "vm-started 2"]);
+    assert_eq!(stage.owner.present().await.incarnation, 1, "no crash ends it");
+    let slept = stage.owner.history().await.into_iter().find(|entry| entry.what == "sleep").unwrap();
+    assert_eq!(slept.reason, "the VM exited before it was told to");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_guest_that_ignores_the_shutdown_is_killed_and_the_history_says_so() {
+    let mut stage = Stage::new();
+    let (_guest, _) = stopping(&mut stage).await;
+    let (call, time) = took(stage.call()).await;
+    assert_eq!(call, Call::Kill(1));
+    assert!(time >= seconds(59) && time <= seconds(61), "{time:?}");
+    stage.exits(1, Exit::Crashed("killed".into()));
+    stage.becomes(Phase::Absent).await;
+    let slept = stage.owner.history().await.pop().unwrap();
+    assert_eq!(
+        (slept.what.as_str(), slept.reason.as_str()),
+        ("sleep", "the VM didn't end in time and was killed")
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_vm_that_no_kill_ends_is_given_up_and_no_other_is_made_beside_it() {
+    let mut stage = Stage::new();
+    let (_guest, _) = stopping(&mut stage).await;
+    let asked = stage.ask(Policy::Acquire);
+    for _ in 0..3 {
+        assert_eq!(stage.call().await, Call::Kill(1));
+    }
+    let stuck = "the session's VM 1 was killed and does not go away";
+    assert_eq!(refused(asked).await.to_string(), stuck);
+    assert_eq!(refused(stage.ask(Policy::Acquire)).await.to_string(), stuck);
+    let why = stage.owner.why().await.unwrap();
+    assert!(why.lines.iter().any(|line| line.contains("was never seen to exit")), "{why:?}");
+    // It goes after all.
+    stage.exits(1, Exit::Unknown("gone".into()));
+    let asked = stage.ask(Policy::Acquire);
+    assert_eq!(stage.call().await, Call::Start(2));
+    let _next = stage.ready(2);
+    assert_eq!(granted(asked).await.generation(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn terminate_wins_over_an_idle_sleep_in_each_of_its_steps_and_hooks_are_told_once() {
+    for step in [Phase::Counting, Phase::Committed, Phase::Stopping] {
+        let mut stage = Stage::new();
+        let mut late = None;
+        let _guest = match step {
+            Phase::Counting => {
+                let (guest, count) = counting(&mut stage).await;
+                late = Some(count);
+                guest
+            }
+            Phase::Committed => committed(&mut stage).await,
+            _ => stopping(&mut stage).await.0,
+        };
+        assert_eq!(stage.phase().await, step, "terminate meets the sleep here");
+        let waiting = (step != Phase::Counting).then(|| stage.ask(Policy::Acquire));
+        pass(seconds(1)).await;
+        stage.send(Event::Terminate { reason: "a test".into() });
+        if let Some(waiting) = waiting {
+            assert_eq!(refused(waiting).await.to_string(), "the session is being terminated", "{step:?}");
+        }
+        assert_eq!(stage.owner.present().await.state, SessionState::Terminating, "{step:?}");
+        assert_eq!(
+            refused(stage.ask(Policy::Acquire)).await.to_string(),
+            "the session is being terminated",
+            "{step:?}"
+        );
+        // The engine's answer comes late, and changes nothing.
+        if let Some(count) = late {
+            stage.counted(count, Census { active: 1, ..Census::default() });
+        }
+        stage.hooked.send_replace(Hooked::Fine);
+        if step != Phase::Stopping {
+            assert!(matches!(stage.call().await, Call::ShutDown(_)), "{step:?}");
+        }
+        stage.send(Event::Terminate { reason: "again".into() });
+        stage.exits(1, Exit::GuestShutdown);
+        let ended = stage.becomes(Phase::Absent).await;
+        assert_eq!(ended.state, SessionState::Terminated, "{step:?}");
+        let end = ended.termination.expect("a reason");
+        assert_eq!((end.reason, end.details.as_str()), (TerminationReason::Shutdown, "a test"), "{step:?}");
+        let told = stage.told().await;
+        assert_eq!(
+            told,
+            ["session-created", "vm-started 1", "vm-stopping 1", "session-stopping"],
+            "{step:?}"
+        );
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_asked_for_the_sleep_hears_of_the_termination_instead() {
+    let mut stage = Stage::new();
+    let (lease, _guest) = stage.up().await;
+    drop(lease);
+    let owner = stage.owner.clone();
+    let asked = tokio::spawn(async move { owner.sleep().await });
+    assert!(matches!(stage.call().await, Call::Count(_)));
+    stage.send(Event::Terminate { reason: "a test".into() });
+    let failed = SleepAnswer::Failed { reason: "the session was terminated instead".to_owned() };
+    assert_eq!(asked.await.unwrap(), failed);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_must_survive_is_on_disk_before_the_order_that_uses_it() {
+    let mut stage = Stage::new();
+    let asked = stage.ask(Policy::Acquire);
+    assert_eq!(stage.call().await, Call::Start(1));
+    assert_eq!((stage.on_disk.generation.0, &stage.on_disk.vm), (1, &LastVm::Starting));
+    let _guest = stage.ready(1);
+    drop(granted(asked).await);
+    stage.falls_asleep().await;
+    assert!(
+        matches!(stage.on_disk.vm, LastVm::Sleeping { then: Then::Absent, .. }),
+        "the shutdown is ordered when the disk knows of it: {:?}",
+        stage.on_disk
+    );
+    stage.exits(1, Exit::GuestShutdown);
+    stage.becomes(Phase::Absent).await;
+    let asked = stage.ask(Policy::Acquire);
+    assert_eq!(stage.call().await, Call::Start(2));
+    assert_eq!((stage.on_disk.generation.0, stage.on_disk.start_count), (2, 1));
+    asked.abort();
+    stage.send(Event::Terminate { reason: "a test".into() });
+    assert_eq!(stage.call().await, Call::Cancel(2));
+    assert!(matches!(stage.on_disk.vm, LastVm::Ending { .. }), "{:?}", stage.on_disk);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_host_that_has_to_go_puts_its_vm_to_sleep_whatever_holds_it() {
+    let mut stage = Stage::new();
+    let (lease, _guest) = stage.up().await;
+    stage.send(Event::HostLeaving);
+    assert_eq!(lease.ended().await, "the service is going down");
+    assert!(matches!(stage.call().await, Call::ShutDown(_)));
+    assert_eq!(refused(stage.ask(Policy::Acquire)).await.to_string(), "the session's host is going down");
+    stage.exits(1, Exit::GuestShutdown);
+    stage.becomes(Phase::Absent).await;
+    assert_eq!(stage.history().await, ["start 1", "sleep 1"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn short_commands_with_no_grace_period_lose_nothing_in_any_window() {
+    let mut stage = Stage::with(Config { grace: Grace::After(seconds(0)), ..Config::default() });
+    let (lease, mut guest) = stage.up().await;
+    drop(lease);
+    let mut met = std::collections::BTreeMap::new();
+    let mut generation = 1;
+    for round in 0..40 {
+        // One request hits Counting, the next Committed, the next Stopping, and so on.
+        let count = stage.call().await;
+        let phase = match round % 3 {
+            0 => Phase::Counting,
+            1 => {
+                stage.hooked.send_replace(Hooked::Hang);
+                stage.counted(count, Census::default());
+                stage.becomes(Phase::Committed).await.vm.phase
+            }
+            _ => {
+                stage.counted(count, Census::default());
+                assert!(matches!(stage.call().await, Call::ShutDown(_)));
+                Phase::Stopping
+            }
+        };
+        assert_eq!(stage.phase().await, phase);
+        *met.entry(round % 3).or_insert(0) += 1;
+        let asked = stage.ask(Policy::Acquire);
+        if phase != Phase::Counting {
+            pass(seconds(1)).await;
+            if phase == Phase::Committed {
+                stage.hooked.send_replace(Hooked::Fine);
+                assert!(matches!(stage.call().await, Call::ShutDown(_)));
+            }
+            stage.exits(generation, Exit::GuestShutdown);
+            generation += 1;
+            assert_eq!(stage.call().await, Call::Start(generation));
+            guest = stage.ready(generation);
+        }
+        assert_eq!(granted(asked).await.generation(), generation, "round {round}");
+    }
+    drop(guest);
+    assert!(met.values().all(|times| *times >= 5), "{met:?}");
+    let starts = stage.told().await.iter().filter(|told| told.starts_with("vm-started")).count();
+    assert_eq!(starts as u64, generation);
+}

@@ -3,14 +3,26 @@
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-use clap::error::ErrorKind;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Parser, Subcommand, ValueEnum};
 use dormouse_api::SessionName;
 
+use crate::container::{self, Container};
+use crate::doctor::Doctor;
+use crate::error::{FAILED, SUCCESS};
 use crate::hold::HoldArguments;
+use crate::image::{self, Image};
+use crate::inspect::Inspect;
+use crate::network::Network;
+use crate::registry::{Login, Logout, Registry};
 use crate::session::Session;
+use crate::system::{Events, Info, System};
 use crate::template::Template;
 use crate::version::VersionArguments;
+use crate::volume::Volume;
+
+/// The status of a bad option where docker has it so.
+const BAD_OPTION: u8 = 125;
 
 #[derive(Parser)]
 #[command(name = "dorm", version, about = "A container engine of your own, asleep while nobody needs it")]
@@ -31,6 +43,47 @@ pub(crate) enum Command {
     /// Make, look at and remove templates, which new sessions are copied from.
     #[command(subcommand)]
     Template(Template),
+    #[command(flatten)]
+    Containers(container::Shortcut),
+    /// List containers.
+    Ps(container::List),
+    #[command(flatten)]
+    Images(image::Shortcut),
+    /// List images.
+    #[command(name = "images")]
+    ImageList(image::List),
+    /// Remove images.
+    Rmi(image::Remove),
+    /// Log in to a registry.
+    Login(Login),
+    /// Log out of a registry.
+    Logout(Logout),
+    /// Tell everything of containers, images, networks or volumes.
+    Inspect(Inspect),
+    /// Tell what happens in the engine.
+    Events(Events),
+    /// Tell everything of the engine.
+    Info(Info),
+    /// Everything about containers.
+    #[command(subcommand)]
+    Container(Container),
+    /// Everything about images.
+    #[command(subcommand)]
+    Image(Image),
+    /// Everything about networks.
+    #[command(subcommand)]
+    Network(Network),
+    /// Everything about volumes.
+    #[command(subcommand)]
+    Volume(Volume),
+    /// Everything about registries.
+    #[command(subcommand)]
+    Registry(Registry),
+    /// Everything about the engine.
+    #[command(subcommand)]
+    System(System),
+    /// Look at what this machine has, and what is missing.
+    Doctor(Doctor),
     /// Keep the session's VM awake for as long as a command runs.
     Hold(HoldArguments),
     /// Tell the versions of this program and of the service.
@@ -45,28 +98,54 @@ pub(crate) enum Format {
     Json,
 }
 
+/// Commands that docker doesn't have: their bad options end with 1, those of the others with 125, as docker's do.
+const OURS: &[&str] = &["doctor", "hold", "session", "template", "version"];
+
 /// Why a line could not be understood, or the help or version that it asked for.
 #[derive(Debug)]
-pub(crate) struct Usage(clap::Error);
+pub(crate) struct Usage {
+    error: clap::Error,
+    /// The status that it ends with.
+    code: u8,
+}
 
 impl Usage {
+    fn new(error: clap::Error, line: &[OsString]) -> Self {
+        let bad_option = match error.kind() {
+            ErrorKind::InvalidValue
+            | ErrorKind::ValueValidation
+            | ErrorKind::NoEquals
+            | ErrorKind::ArgumentConflict
+            | ErrorKind::WrongNumberOfValues => true,
+            // A word too many is no bad option.
+            ErrorKind::UnknownArgument => {
+                let word = error.get(ContextKind::InvalidArg);
+                matches!(word, Some(ContextValue::String(word)) if word.starts_with('-'))
+            }
+            _ => false,
+        };
+        let ours = line.iter().skip(1).any(|word| OURS.iter().any(|name| word == name));
+        let code = match error.kind() {
+            ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => SUCCESS,
+            _ if bad_option && !ours => BAD_OPTION,
+            _ => FAILED,
+        };
+        Self { error, code }
+    }
+
     /// Prints it where it belongs, and gives the process's status.
     pub(crate) fn exit(&self) -> ExitCode {
         // Nobody is left to be told of a closed pipe.
-        let _ = self.0.print();
-        match self.0.kind() {
-            ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => ExitCode::SUCCESS,
-            _ => ExitCode::FAILURE,
-        }
+        let _ = self.error.print();
+        ExitCode::from(self.code)
     }
 }
 
 impl Arguments {
     /// Understands a command line, the program's name first.
-    pub(crate) fn from_line(
-        line: impl IntoIterator<Item = impl Into<OsString> + Clone>,
-    ) -> Result<Self, Usage> {
-        Self::try_parse_from(line).map_err(Usage)
+    pub(crate) fn from_line(line: impl IntoIterator<Item = impl Into<OsString>>) -> Result<Self, Usage> {
+        let line: Vec<OsString> = line.into_iter().map(Into::into).collect();
+        Self::try_parse_from(&line).map_err(|error| Usage::new(error, &line))
     }
 }
 
@@ -96,5 +175,33 @@ mod tests {
         ] {
             assert!(Arguments::from_line([&["dorm"], line].concat()).is_err(), "{line:?}");
         }
+    }
+
+    #[test]
+    fn what_follows_the_image_is_the_containers() {
+        for line in [
+            ["run", "-it", "--rm", "-e", "A=1", "busybox", "-it", "--rm", "--help", "-h"].as_slice(),
+            &["exec", "-i", "c", "ls", "-la", "--help"],
+            &["create", "--name=x", "busybox", "sh", "-c", "exit 7"],
+            &["container", "run", "-h", "name", "-p", "80:80", "busybox"],
+        ] {
+            if let Err(usage) = Arguments::from_line([&["dorm"], line].concat()) {
+                panic!("{line:?}: {}", usage.error);
+            }
+        }
+    }
+
+    #[test]
+    fn bad_options_have_the_status_that_docker_gives_them() {
+        let code =
+            |line: &[&str]| Arguments::from_line([&["dorm"], line].concat()).err().map(|usage| usage.code);
+        assert_eq!(code(&["ps", "--bogus"]), Some(125));
+        assert_eq!(code(&["run", "--cpus", "x", "busybox"]), Some(125));
+        assert_eq!(code(&["ps", "extra"]), Some(1));
+        assert_eq!(code(&["run"]), Some(1));
+        assert_eq!(code(&["nonsense"]), Some(1));
+        assert_eq!(code(&["session", "create", "--bogus"]), Some(1));
+        assert_eq!(code(&["run", "--help"]), Some(0));
+        assert_eq!(code(&["ps"]), None);
     }
 }

@@ -1,11 +1,12 @@
 //! What every command works with: the session that was named, its service, its VM.
 
-use std::io::{self, IsTerminal};
-
 use dormouse_api::{ErrorCode, Hold, Phase, SessionInfo, SessionName};
-use dormouse_client::{ClientError, Endpoint, Home, JsonLines, Service, Upgraded};
+use dormouse_client::{ClientError, Endpoint, Home, Service, Upgraded};
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::error::Failure;
+use crate::operation::Operation;
+use crate::progress::tell_steps;
 
 /// The session of a command line. Nothing is asked of anybody before it is needed.
 #[derive(Debug, Clone)]
@@ -51,19 +52,41 @@ impl Context {
         Ok(Endpoint::new(self.open(name).await?.control_socket))
     }
 
-    /// Takes an operation token: the VM is started if need be, and stays up until the token is dropped. Tells the steps
-    /// of a start unless it is to be quiet.
+    /// An operation in the session of the command line: the VM is started if need be, and stays up until it is dropped.
+    /// The steps of a start are told unless it is to be quiet.
+    pub(crate) async fn operation(
+        &self,
+        reason: impl Into<String>,
+        quiet: bool,
+    ) -> Result<Operation, Failure> {
+        let info = self.open(&self.session).await?;
+        let token = self.hold(&info, reason.into(), quiet).await?;
+        Ok(Operation::held(&info, token))
+    }
+
+    /// Requests that only read, in the session of the command line.
+    pub(crate) async fn reading(&self) -> Result<Operation, Failure> {
+        let info = self.open(&self.session).await?;
+        let steps = match info.vm.phase {
+            // Whether a request wakes it or is answered asleep is for the session's host to say.
+            Phase::Absent | Phase::Starting | Phase::Stopping | Phase::Committed => {
+                tell_steps(Service::watch(&info).await?)
+            }
+            Phase::Running | Phase::Counting => AbortOnDropHandle::new(tokio::spawn(async {})),
+        };
+        Ok(Operation::reading(&info, steps))
+    }
+
+    /// Takes an operation token: the VM is started if need be, and stays up until the token is dropped.
     pub(crate) async fn hold(
         &self,
         info: &SessionInfo,
         reason: String,
         quiet: bool,
     ) -> Result<Upgraded, Failure> {
-        let steps = if quiet { None } else { Some(tokio::spawn(tell_steps(Service::watch(info).await?))) };
+        let steps = if quiet { None } else { Some(tell_steps(Service::watch(info).await?)) };
         let held = Endpoint::new(&info.control_socket).hold(&Hold { reason }).await;
-        if let Some(steps) = steps {
-            steps.abort();
-        }
+        drop(steps);
         Ok(held?)
     }
 
@@ -89,17 +112,6 @@ pub(crate) fn nearest<'a>(typed: &str, known: impl Iterator<Item = &'a str>) -> 
         .filter(|(likeness, _)| *likeness >= ALIKE)
         .max_by(|(one, _), (other, _)| one.total_cmp(other))
         .map(|(_, name)| name)
-}
-
-/// Tells the steps of a start, to people only.
-async fn tell_steps(mut changes: JsonLines) {
-    let mut last = None;
-    while let Ok(Some(info)) = changes.next::<SessionInfo>().await {
-        if info.vm.phase == Phase::Starting && info.vm.step != last && io::stderr().is_terminal() {
-            eprintln!("starting the VM: {}", info.vm.step.as_deref().unwrap_or("QEMU"));
-            last = info.vm.step;
-        }
-    }
 }
 
 #[cfg(test)]

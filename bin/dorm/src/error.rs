@@ -5,7 +5,7 @@ use std::io;
 use std::process::ExitCode;
 
 use dormouse_api::{ApiError, ErrorCode};
-use dormouse_client::{ClientError, HomeError, ServiceStartError};
+use dormouse_client::{ClientError, EngineError, HomeError, ServiceStartError};
 
 /// What a command comes to: its exit status, or why it failed.
 pub(crate) type Done = Result<u8, Failure>;
@@ -21,6 +21,8 @@ pub(crate) const FAILED: u8 = 1;
 pub(crate) enum Failure {
     /// What there is to say of it.
     Said(Box<Said>),
+    /// The engine's connection broke; whoever knows why says so instead.
+    Lost(String),
     /// Nobody reads our output any more: nothing is left to say.
     BrokenPipe,
 }
@@ -54,14 +56,55 @@ impl Failure {
         self
     }
 
-    /// Reports it and gives the process's status.
-    pub(crate) fn exit(&self) -> ExitCode {
+    /// Adds longer evidence, if there is any.
+    #[must_use]
+    pub(crate) fn details(mut self, details: &str) -> Self {
+        if let Self::Said(said) = &mut self
+            && !details.trim().is_empty()
+        {
+            said.details = Some(details.to_owned());
+        }
+        self
+    }
+
+    /// The same with another status.
+    #[must_use]
+    pub(crate) fn code(self, code: u8) -> Self {
         match self {
-            Self::Said(said) => {
-                eprintln!("{said}");
-                ExitCode::from(said.code)
+            Self::Said(mut said) => {
+                said.code = code;
+                Self::Said(said)
             }
+            Self::Lost(message) => Self::new(message).code(code),
+            Self::BrokenPipe => Self::BrokenPipe,
+        }
+    }
+
+    /// What failed and why, in one line.
+    pub(crate) fn message(&self) -> &str {
+        match self {
+            Self::Said(said) => &said.message,
+            Self::Lost(message) => message,
+            Self::BrokenPipe => "nobody reads the output",
+        }
+    }
+
+    /// Tells it on standard error.
+    pub(crate) fn report(&self) {
+        match self {
+            Self::Said(said) => eprintln!("{said}"),
+            Self::Lost(message) => eprintln!("error: {message}"),
             // Whoever reads our output has read enough.
+            Self::BrokenPipe => {}
+        }
+    }
+
+    /// Tells it, and gives the process's status.
+    pub(crate) fn exit(&self) -> ExitCode {
+        self.report();
+        match self {
+            Self::Said(said) => ExitCode::from(said.code),
+            Self::Lost(_) => ExitCode::from(FAILED),
             Self::BrokenPipe => ExitCode::SUCCESS,
         }
     }
@@ -101,6 +144,15 @@ fn usual_hint(code: ErrorCode) -> Option<&'static str> {
 impl From<ClientError> for Failure {
     fn from(error: ClientError) -> Self {
         error.into_api().into()
+    }
+}
+
+impl From<EngineError> for Failure {
+    fn from(error: EngineError) -> Self {
+        match error {
+            EngineError::Refused { message, .. } => Self::new(message.trim().replace('\n', " ")),
+            EngineError::Lost(error) => Self::Lost(format!("the engine went away: {error}")),
+        }
     }
 }
 

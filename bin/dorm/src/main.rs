@@ -1,14 +1,29 @@
 //! `dorm`: the command line. One file per group of commands; what they share is in [`context`], [`output`] and [`error`].
 
+mod archive;
 mod arguments;
+mod container;
 mod context;
+mod doctor;
 mod error;
+mod format;
 mod hold;
+mod image;
+mod inspect;
+mod message;
+mod network;
+mod operation;
 mod output;
+mod progress;
+mod registry;
 mod session;
+mod stream;
+mod system;
 mod template;
+mod terminal;
 mod value;
 mod version;
+mod volume;
 
 use std::process::ExitCode;
 
@@ -40,6 +55,23 @@ async fn run(arguments: Arguments) -> Done {
     match arguments.command {
         Command::Session(command) => session::run(&context, command).await,
         Command::Template(template) => template.run(&context).await,
+        Command::Containers(shortcut) => container::shortcut(&context, shortcut).await,
+        Command::Ps(list) => list.run(&context).await,
+        Command::Images(shortcut) => image::shortcut(&context, shortcut).await,
+        Command::ImageList(list) => list.run(&context).await,
+        Command::Rmi(remove) => remove.run(&context).await,
+        Command::Login(login) => login.run(&context).await,
+        Command::Logout(logout) => logout.run(),
+        Command::Inspect(inspect) => inspect.run(&context).await,
+        Command::Events(events) => events.run(&context).await,
+        Command::Info(info) => info.run(&context).await,
+        Command::Container(command) => container::run(&context, command).await,
+        Command::Image(command) => image::run(&context, command).await,
+        Command::Network(command) => network::run(&context, command).await,
+        Command::Volume(command) => volume::run(&context, command).await,
+        Command::Registry(command) => registry::run(&context, command).await,
+        Command::System(command) => system::run(&context, command).await,
+        Command::Doctor(doctor) => doctor.run().await,
         Command::Hold(hold) => hold.run(&context).await,
         Command::Version(version) => version.run(&context).await,
     }

@@ -1,12 +1,13 @@
 //! HTTP/1.1 + JSON over a unix socket: one connection per request.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use dormouse_api::{ApiError, ErrorCode, Hold};
 use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
-use hyper::body::{Bytes, Incoming};
+use hyper::body::{Body, Bytes, Incoming};
+use hyper::client::conn::http1::SendRequest;
 use hyper_util::rt::TokioIo;
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::io::{AsyncBufReadExt, BufReader};
@@ -107,7 +108,7 @@ impl Endpoint {
     /// # Errors
     /// See [`ClientError`].
     pub async fn lines(&self, path: &str) -> Result<JsonLines, ClientError> {
-        Ok(JsonLines { body: self.send(Method::GET, path, &(), None).await?.into_body(), buffer: Vec::new() })
+        Ok(JsonLines::new(self.send(Method::GET, path, &(), None).await?.into_body()))
     }
 
     /// Sends a request that turns its connection into a byte stream of `protocol`.
@@ -132,12 +133,7 @@ impl Endpoint {
         body: &B,
         protocol: Option<&str>,
     ) -> Result<Response<Incoming>, ClientError> {
-        let refused = |error| ClientError::Connect(self.socket.clone(), error);
-        let connecting = timeout(Duration::from_secs(CONNECT_SECONDS_MAX), UnixStream::connect(&self.socket));
-        let stream = connecting.await.map_err(|late| refused(late.into()))?.map_err(refused)?;
-        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-        // The connection lives as long as its answer is read; its end is seen there.
-        tokio::spawn(connection.with_upgrades());
+        let mut sender = connect(&self.socket).await?;
         let response = sender.send_request(request(method, path, body, protocol)?).await?;
         match (response.status(), protocol) {
             (StatusCode::SWITCHING_PROTOCOLS, Some(_)) => Ok(response),
@@ -145,6 +141,22 @@ impl Endpoint {
             (status, _) => Err(refusal(status, response).await),
         }
     }
+}
+
+/// A connection for one request, which lives as long as its answer is read.
+pub(crate) async fn connect<B>(socket: &Path) -> Result<SendRequest<B>, ClientError>
+where
+    B: Body + Send + 'static,
+    B::Data: Send,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    let refused = |error| ClientError::Connect(socket.to_owned(), error);
+    let connecting = timeout(Duration::from_secs(CONNECT_SECONDS_MAX), UnixStream::connect(socket));
+    let stream = connecting.await.map_err(|late| refused(late.into()))?.map_err(refused)?;
+    let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    // Its end is seen where its answer is read.
+    tokio::spawn(connection.with_upgrades());
+    Ok(sender)
 }
 
 fn request<B: Serialize>(
@@ -178,7 +190,7 @@ async fn refusal(status: StatusCode, response: Response<Incoming>) -> ClientErro
     }
 }
 
-async fn collect(body: Incoming) -> Result<Bytes, ClientError> {
+pub(crate) async fn collect(body: Incoming) -> Result<Bytes, ClientError> {
     let collected = Limited::new(body, ANSWER_BYTES_MAX).collect().await;
     let collected = collected.map_err(|error| match error.downcast::<hyper::Error>() {
         Ok(error) => ClientError::Http(*error),
@@ -196,6 +208,10 @@ pub struct JsonLines {
 }
 
 impl JsonLines {
+    pub(crate) fn new(body: Incoming) -> Self {
+        Self { body, buffer: Vec::new() }
+    }
+
     /// The next value; `None` once the other side has ended the answer.
     ///
     /// # Errors

@@ -5,6 +5,8 @@ mod list;
 mod logs;
 mod state;
 
+pub(crate) use state::phase;
+
 use clap::Subcommand;
 
 use crate::context::Context;

@@ -122,7 +122,7 @@ impl Remove {
                     let unknown = matches!(&error, dormouse_client::ClientError::Api(error)
                         if error.code == dormouse_api::ErrorCode::NotFound);
                     if !(unknown && self.force) {
-                        let _ = context.unknown(&service, name, error).await.exit();
+                        context.unknown(&service, name, error).await.report();
                         code = FAILED;
                     }
                 }

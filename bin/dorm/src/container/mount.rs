@@ -1,0 +1,159 @@
+//! What is mounted: named volumes, anonymous ones, memory.
+
+use serde_json::{Map, Value, json};
+
+/// What `-v`, `--mount` and `--tmpfs` come to in the engine's words.
+#[derive(Debug, Default)]
+pub(crate) struct Mounts {
+    /// `Binds`.
+    pub(crate) binds: Vec<String>,
+    /// `Volumes`: the anonymous ones.
+    pub(crate) anonymous: Map<String, Value>,
+    /// `Mounts`.
+    pub(crate) mounts: Vec<Value>,
+    /// `Tmpfs`.
+    pub(crate) tmpfs: Map<String, Value>,
+}
+
+impl Mounts {
+    /// Adds what one `-v` asks for: `NAME:/path[:options]` or `/path`.
+    pub(crate) fn volume(&mut self, text: &str) -> Result<(), String> {
+        match text.split_once(':') {
+            None if text.starts_with('/') => {
+                self.anonymous.insert(text.to_owned(), json!({}));
+                Ok(())
+            }
+            None => Err(format!("{text:?} is no volume: give NAME:/path, or /path for one without a name")),
+            Some((name, rest)) => {
+                named(name)?;
+                let target = rest.split(':').next().unwrap_or_default();
+                absolute(target)?;
+                self.binds.push(text.to_owned());
+                Ok(())
+            }
+        }
+    }
+
+    /// Adds what one `--tmpfs` asks for: `/path[:options]`.
+    pub(crate) fn tmpfs(&mut self, text: &str) -> Result<(), String> {
+        let (path, options) = text.split_once(':').unwrap_or((text, ""));
+        absolute(path)?;
+        self.tmpfs.insert(path.to_owned(), options.into());
+        Ok(())
+    }
+
+    /// Adds what one `--mount` asks for: `type=volume,src=NAME,dst=/path[,readonly]`.
+    pub(crate) fn mount(&mut self, text: &str) -> Result<(), String> {
+        let (mut kind, mut source, mut target, mut read_only) = ("volume", None, None, false);
+        let (mut volume, mut tmpfs) = (Map::new(), Map::new());
+        for field in text.split(',') {
+            let (key, value) = field.split_once('=').unwrap_or((field, ""));
+            match key.to_ascii_lowercase().as_str() {
+                "type" => kind = value,
+                "source" | "src" => source = Some(value),
+                "target" | "dst" | "destination" => target = Some(value),
+                "readonly" | "ro" => {
+                    read_only = match value {
+                        "" | "true" | "1" => true,
+                        "false" | "0" => false,
+                        _ => return Err(format!("{value:?} is neither true nor false")),
+                    };
+                }
+                "volume-nocopy" => {
+                    volume.insert("NoCopy".to_owned(), (value != "false").into());
+                }
+                "tmpfs-size" => {
+                    tmpfs.insert("SizeBytes".to_owned(), crate::value::size(value)?.into());
+                }
+                "tmpfs-mode" => {
+                    let mode = u32::from_str_radix(value, 8).map_err(|_| format!("{value:?} is no mode"))?;
+                    tmpfs.insert("Mode".to_owned(), mode.into());
+                }
+                _ => return Err(format!("a mount has no {key:?}")),
+            }
+        }
+        let target = target.ok_or("a mount needs a target: target=/path")?;
+        absolute(target)?;
+        let mut mount = json!({ "Type": kind, "Target": target, "ReadOnly": read_only });
+        match (kind, source) {
+            ("volume", source) => {
+                if let Some(name) = source {
+                    named(name)?;
+                    mount["Source"] = name.into();
+                }
+                mount["VolumeOptions"] = Value::Object(volume);
+            }
+            ("tmpfs", None) => mount["TmpfsOptions"] = Value::Object(tmpfs),
+            ("tmpfs", Some(_)) => return Err("memory has no source".to_owned()),
+            ("bind", _) => return Err(folder(source.unwrap_or_default())),
+            _ => return Err(format!("there are no mounts of type {kind:?}: volume and tmpfs are")),
+        }
+        self.mounts.push(mount);
+        Ok(())
+    }
+}
+
+fn named(name: &str) -> Result<(), String> {
+    if name.contains('/') || name.starts_with(['.', '~']) {
+        return Err(folder(name));
+    }
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte);
+    if name.len() < 2 || !name.bytes().all(plain) || !name.as_bytes()[0].is_ascii_alphanumeric() {
+        return Err(format!(
+            "{name:?} is no name of a volume: it has letters, digits, '_', '.' and '-', two at least"
+        ));
+    }
+    Ok(())
+}
+
+/// Folders of the host are not in the VM.
+fn folder(path: &str) -> String {
+    format!(
+        "{path:?} is a folder of this machine, which the session's VM can't see: use a named volume, and `dorm cp`"
+    )
+}
+
+fn absolute(path: &str) -> Result<(), String> {
+    if path.starts_with('/') && path != "/" {
+        Ok(())
+    } else {
+        Err(format!("{path:?} is no absolute path in a container"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn volumes_are_named_or_anonymous() {
+        let mut mounts = Mounts::default();
+        mounts.volume("things:/things:ro").unwrap();
+        mounts.volume("/data").unwrap();
+        mounts.tmpfs("/tmp:size=1m").unwrap();
+        mounts.mount("type=volume,src=other,dst=/x,readonly").unwrap();
+        mounts.mount("type=tmpfs,target=/y,tmpfs-size=1m").unwrap();
+        assert_eq!(mounts.binds, ["things:/things:ro"]);
+        assert!(mounts.anonymous.contains_key("/data"));
+        assert_eq!(mounts.tmpfs["/tmp"], "size=1m");
+        assert_eq!(mounts.mounts[0]["Source"], "other");
+        assert_eq!(mounts.mounts[1]["TmpfsOptions"]["SizeBytes"], 1 << 20);
+    }
+
+    #[test]
+    fn folders_of_the_host_are_refused_in_so_many_words() {
+        for text in ["/home/u:/x", "./a:/x", "~/a:/x", "../a:/x"] {
+            let error = Mounts::default().volume(text).unwrap_err();
+            assert!(error.contains("folder of this machine"), "{error}");
+        }
+        assert!(
+            Mounts::default()
+                .mount("type=bind,src=/a,dst=/b")
+                .unwrap_err()
+                .contains("folder of this machine")
+        );
+        for text in ["a", "a:/x", "things:x", "things:/", "things:", ":/x"] {
+            assert!(Mounts::default().volume(text).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,280 @@
+//! `dorm build`.
+
+use std::fs;
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use dormouse_client::{Call, Payload, Target};
+use http::Method;
+use serde_json::{Value, json};
+
+use super::ignore::Ignored;
+use super::reference;
+use crate::archive;
+use crate::container::variables::pairs;
+use crate::context::Context;
+use crate::error::{Done, Failure, SUCCESS};
+use crate::message::{Shown, show};
+use crate::output::print;
+use crate::registry;
+use crate::value::size;
+
+/// Longest Dockerfile that is read, in bytes.
+const DOCKERFILE_BYTES_MAX: u64 = 1024 * 1024;
+
+#[derive(Args)]
+pub(crate) struct Build {
+    /// Set a variable of the build; without a value, take ours.
+    #[arg(long, value_name = "NAME[=VALUE]")]
+    build_arg: Vec<String>,
+    /// The Dockerfile; - for standard input. Containerfile or Dockerfile in the folder when absent.
+    #[arg(short, long, value_name = "FILE")]
+    file: Option<PathBuf>,
+    /// What to call the image.
+    #[arg(short, long, value_name = "NAME")]
+    tag: Vec<String>,
+    /// Label it.
+    #[arg(short, long, value_name = "NAME[=VALUE]")]
+    label: Vec<String>,
+    /// Stop after this stage.
+    #[arg(long, value_name = "STAGE")]
+    target: Option<String>,
+    /// Use nothing of earlier builds.
+    #[arg(long)]
+    no_cache: bool,
+    /// Get newer versions of what it is made from.
+    #[arg(long)]
+    pull: bool,
+    /// Say nothing but the image's id.
+    #[arg(short, long)]
+    quiet: bool,
+    /// Write the image's id to this file.
+    #[arg(long, value_name = "FILE")]
+    iidfile: Option<PathBuf>,
+    /// The platform to build for.
+    #[arg(long, value_name = "PLATFORM")]
+    platform: Option<String>,
+    /// The network of its steps.
+    #[arg(long, value_name = "NETWORK")]
+    network: Option<String>,
+    /// One more line of its steps' /etc/hosts.
+    #[arg(long, value_name = "HOST:ADDRESS")]
+    add_host: Vec<String>,
+    /// Memory of its steps.
+    #[arg(short, long, value_name = "SIZE", value_parser = size)]
+    memory: Option<u64>,
+    /// Images whose layers may be used.
+    #[arg(long, value_name = "IMAGE")]
+    cache_from: Vec<String>,
+    /// Keep its steps' containers when it fails.
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value = "true", default_missing_value = "true", hide_default_value = true, action = clap::ArgAction::Set)]
+    rm: bool,
+    /// The folder that it reads; - for a tar archive, or a Dockerfile alone, from standard input.
+    path: PathBuf,
+}
+
+/// What is sent to a build, and where its Dockerfile is in it.
+struct Sent {
+    payload: Payload,
+    dockerfile: String,
+}
+
+impl Build {
+    pub(crate) async fn run(self, context: &Context) -> Done {
+        self.tag.iter().try_for_each(|tag| reference::check(tag)).map_err(Failure::new)?;
+        let sent = self.sent()?;
+        let operation = context.operation(format!("dorm build {}", self.path.display()), self.quiet).await?;
+        let mut call = Call::new(Method::POST, self.request(&sent.dockerfile)?).payload(sent.payload);
+        if let Some((name, value)) = registry::all()? {
+            call = call.header(name, value);
+        }
+        let shown = if self.quiet { Shown::Quiet } else { Shown::Out };
+        let aside = operation
+            .during(async {
+                let reply = operation.engine.send(call).await?;
+                show(reply.lines(), shown).await
+            })
+            .await?;
+        let id = aside.iter().rev().find_map(|aux| aux["ID"].as_str()).unwrap_or_default();
+        if let Some(path) = &self.iidfile {
+            fs::write(path, id)
+                .map_err(|error| Failure::new(format!("can't write {}: {error}", path.display())))?;
+        }
+        if self.quiet { print(id) } else { Ok(SUCCESS) }
+    }
+
+    fn request(&self, dockerfile: &str) -> Result<String, Failure> {
+        let object = |texts: &[String]| {
+            if texts.is_empty() { None } else { Some(Value::Object(pairs(texts)).to_string()) }
+        };
+        let arguments: Vec<String> = self
+            .build_arg
+            .iter()
+            .filter_map(|text| match text.contains('=') {
+                true => Some(text.clone()),
+                false => std::env::var(text).ok().map(|value| format!("{text}={value}")),
+            })
+            .collect();
+        let mut target = Target::new("/build")
+            .with("dockerfile", dockerfile)
+            .maybe("buildargs", object(&arguments))
+            .maybe("labels", object(&self.label))
+            .maybe("target", self.target.as_deref())
+            .when("nocache", self.no_cache)
+            .when("pull", self.pull)
+            .with("rm", if self.rm { "1" } else { "0" })
+            .maybe("platform", self.platform.as_deref())
+            .maybe("networkmode", self.network.as_deref())
+            .maybe("memory", self.memory.map(|bytes| bytes.to_string()));
+        if !self.add_host.is_empty() {
+            target = target.with("extrahosts", self.add_host.join(","));
+        }
+        if !self.cache_from.is_empty() {
+            target = target.with("cachefrom", json!(self.cache_from).to_string());
+        }
+        for tag in &self.tag {
+            target = target.with("t", tag.as_str());
+        }
+        Ok(target.text())
+    }
+
+    fn sent(&self) -> Result<Sent, Failure> {
+        if self.path == Path::new("-") {
+            return self.of_input();
+        }
+        let folder = self.path.canonicalize().ok().filter(|path| path.is_dir());
+        let folder = folder.ok_or_else(|| {
+            Failure::new(format!("{} is no folder", self.path.display()))
+                .hint("`dorm build .` builds the one that you are in")
+        })?;
+        let (name, outside) = self.dockerfile(&folder)?;
+        let ignored = match fs::read_to_string(folder.join(".dockerignore")) {
+            Ok(text) => Ignored::parse(&text),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ignored::default(),
+            Err(error) => return Err(Failure::new(format!("can't read .dockerignore: {error}"))),
+        };
+        let dockerfile = name.clone();
+        let payload = archive::made(move |sink| {
+            let mut archive = tar::Builder::new(sink as &mut dyn Write);
+            archive.follow_symlinks(false);
+            let keep = |path: &Path| {
+                !ignored.leaves_out(path) || path == Path::new(&name) || path == Path::new(".dockerignore")
+            };
+            append(&mut archive, &folder, Path::new(""), &keep, ignored.has_exceptions())?;
+            if let Some(text) = outside {
+                let mut header = tar::Header::new_gnu();
+                header.set_size(text.len() as u64);
+                header.set_mode(0o644);
+                archive.append_data(&mut header, &name, text.as_slice())?;
+            }
+            archive.finish()
+        });
+        Ok(Sent { payload, dockerfile })
+    }
+
+    /// The Dockerfile's name in what is sent, and its text if it isn't in the folder.
+    fn dockerfile(&self, folder: &Path) -> Result<(String, Option<Vec<u8>>), Failure> {
+        let Some(path) = &self.file else {
+            return match (folder.join("Containerfile").exists(), folder.join("Dockerfile").exists()) {
+                (true, true) => {
+                    Err(Failure::new("there are a Containerfile and a Dockerfile")
+                        .hint("choose one with --file"))
+                }
+                (true, false) => Ok(("Containerfile".to_owned(), None)),
+                (false, true) => Ok(("Dockerfile".to_owned(), None)),
+                (false, false) => {
+                    Err(Failure::new(format!("there is no Dockerfile in {}", folder.display()))
+                        .hint("name it with --file"))
+                }
+            };
+        };
+        let failed = |error: io::Error| Failure::new(format!("can't read {}: {error}", path.display()));
+        // A name that nothing in the folder has.
+        let apart = format!(".dockerfile.{}", std::process::id());
+        if path == Path::new("-") {
+            return Ok((apart, Some(bounded(io::stdin()).map_err(failed)?)));
+        }
+        let whole = path.canonicalize().map_err(failed)?;
+        match whole.strip_prefix(folder) {
+            Ok(inside) => Ok((inside.to_string_lossy().into_owned(), None)),
+            Err(_) => Ok((apart, Some(bounded(fs::File::open(&whole).map_err(failed)?).map_err(failed)?))),
+        }
+    }
+
+    /// A tar archive as it is, or a Dockerfile and nothing else.
+    fn of_input(&self) -> Result<Sent, Failure> {
+        let mut head = vec![0; 262];
+        let mut have = 0;
+        let mut input = io::stdin();
+        while have < head.len() {
+            match input.read(&mut head[have..])? {
+                0 => break,
+                length => have += length,
+            }
+        }
+        head.truncate(have);
+        let is_archive = head.get(257..262) == Some(b"ustar")
+            || head.starts_with(&[0x1f, 0x8b])
+            || head.starts_with(b"BZh")
+            || head.starts_with(&[0xfd, b'7', b'z', b'X', b'Z']);
+        if is_archive {
+            let dockerfile = self
+                .file
+                .as_ref()
+                .map_or_else(|| "Dockerfile".to_owned(), |path| path.to_string_lossy().into_owned());
+            let payload = archive::made(move |sink| {
+                sink.write_all(&head)?;
+                io::copy(&mut input, sink).map(|_| ())
+            });
+            return Ok(Sent { payload, dockerfile });
+        }
+        let text = bounded(head.as_slice().chain(input))?;
+        let payload = archive::made(move |sink| {
+            let mut archive = tar::Builder::new(sink as &mut dyn Write);
+            let mut header = tar::Header::new_gnu();
+            header.set_size(text.len() as u64);
+            header.set_mode(0o644);
+            archive.append_data(&mut header, "Dockerfile", text.as_slice())?;
+            archive.finish()
+        });
+        Ok(Sent { payload, dockerfile: "Dockerfile".to_owned() })
+    }
+}
+
+fn bounded(from: impl Read) -> io::Result<Vec<u8>> {
+    let mut text = Vec::new();
+    from.take(DOCKERFILE_BYTES_MAX + 1).read_to_end(&mut text)?;
+    if text.len() as u64 > DOCKERFILE_BYTES_MAX {
+        return Err(io::Error::other("it is too long for a Dockerfile"));
+    }
+    Ok(text)
+}
+
+/// Adds a folder's files in the order of their names, so that the same folder is the same archive.
+fn append(
+    archive: &mut tar::Builder<&mut dyn Write>,
+    folder: &Path,
+    below: &Path,
+    keep: &impl Fn(&Path) -> bool,
+    exceptions: bool,
+) -> io::Result<()> {
+    let mut entries = fs::read_dir(folder.join(below))?.collect::<io::Result<Vec<_>>>()?;
+    entries.sort_by_key(fs::DirEntry::file_name);
+    for entry in entries {
+        let path = below.join(entry.file_name());
+        let kept = keep(&path);
+        let kind = entry.file_type()?;
+        if kept && (kind.is_file() || kind.is_dir() || kind.is_symlink()) {
+            if kind.is_dir() {
+                archive.append_dir(&path, entry.path())?;
+            } else {
+                archive.append_path_with_name(entry.path(), &path)?;
+            }
+        }
+        if kind.is_dir() && (kept || exceptions) {
+            append(archive, folder, &path, keep, exceptions)?;
+        }
+    }
+    Ok(())
+}

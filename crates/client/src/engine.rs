@@ -1,0 +1,342 @@
+//! The engine of a session, behind its Docker socket, in Docker's own words.
+//!
+//! Answers stay as they came: what the engine says of a container is printed as it was said, and streams of terminals
+//! are bytes.
+
+use std::fmt::Write as _;
+use std::io;
+use std::path::PathBuf;
+
+use futures_util::Stream;
+use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, Full, StreamBody};
+use hyper::body::{Bytes, Frame, Incoming};
+use hyper_util::rt::TokioIo;
+use serde::{Deserialize, de::DeserializeOwned};
+use serde_json::Value;
+
+use crate::connection::{collect, connect};
+use crate::{ClientError, JsonLines, Upgraded};
+
+/// The version of Docker's API that is spoken: that of the engine in the guest image.
+pub const DOCKER_API: &str = "v1.45";
+
+/// A session's engine. Each call has a connection of its own, so one that is dropped is over.
+#[derive(Debug, Clone)]
+pub struct Engine {
+    socket: PathBuf,
+}
+
+/// Why a call of the engine failed.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// The engine, or Dormouse in its place, said no.
+    #[error("{message}")]
+    Refused {
+        /// The HTTP status.
+        status: u16,
+        /// What it said.
+        message: String,
+    },
+    /// The engine can't be reached, or went away.
+    #[error(transparent)]
+    Lost(#[from] ClientError),
+}
+
+impl EngineError {
+    /// Is what was asked for unknown to the engine?
+    #[must_use]
+    pub fn is_not_found(&self) -> bool {
+        matches!(self, Self::Refused { status: 404, .. })
+    }
+}
+
+/// The body of a request.
+#[derive(Debug)]
+pub enum Payload {
+    /// None.
+    Nothing,
+    /// A JSON document.
+    Json(Value),
+    /// A tar archive, as it is made.
+    Archive(UnsyncBoxBody<Bytes, io::Error>),
+}
+
+impl Payload {
+    /// An archive from its pieces.
+    pub fn archive(pieces: impl Stream<Item = io::Result<Bytes>> + Send + 'static) -> Self {
+        use futures_util::StreamExt as _;
+        Self::Archive(BodyExt::boxed_unsync(StreamBody::new(pieces.map(|piece| piece.map(Frame::data)))))
+    }
+}
+
+/// One request.
+#[derive(Debug)]
+pub struct Call {
+    method: Method,
+    path: String,
+    headers: Vec<(HeaderName, HeaderValue)>,
+    payload: Payload,
+}
+
+impl Call {
+    /// A request without a body. `path` is what comes after the version, and is encoded already.
+    #[must_use]
+    pub fn new(method: Method, path: impl Into<String>) -> Self {
+        Self { method, path: path.into(), headers: Vec::new(), payload: Payload::Nothing }
+    }
+
+    /// Gives it a body.
+    #[must_use]
+    pub fn payload(mut self, payload: Payload) -> Self {
+        self.payload = payload;
+        self
+    }
+
+    /// Gives it one more header.
+    #[must_use]
+    pub fn header(mut self, name: HeaderName, value: HeaderValue) -> Self {
+        self.headers.push((name, value));
+        self
+    }
+}
+
+/// An answer whose body is still to be read.
+#[derive(Debug)]
+pub struct Reply {
+    response: Response<Incoming>,
+}
+
+impl Reply {
+    /// The value of a header.
+    #[must_use]
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.response.headers().get(name)?.to_str().ok()
+    }
+
+    /// The whole body, within bounds.
+    ///
+    /// # Errors
+    /// When the connection breaks, or the body is too long.
+    pub async fn bytes(self) -> Result<Bytes, EngineError> {
+        Ok(collect(self.response.into_body()).await?)
+    }
+
+    /// The whole body as JSON; nothing is `null`.
+    ///
+    /// # Errors
+    /// As [`Self::bytes`], or when it isn't what is expected.
+    pub async fn json<T: DeserializeOwned>(self) -> Result<T, EngineError> {
+        let bytes = self.bytes().await?;
+        let text: &[u8] = if bytes.is_empty() { b"null" } else { &bytes };
+        serde_json::from_slice(text).map_err(|error| ClientError::Answer(error.to_string()).into())
+    }
+
+    /// The body as it comes: JSON lines, or bytes.
+    #[must_use]
+    pub fn lines(self) -> JsonLines {
+        JsonLines::new(self.response.into_body())
+    }
+}
+
+impl Engine {
+    /// The engine behind this socket.
+    #[must_use]
+    pub fn new(socket: impl Into<PathBuf>) -> Self {
+        Self { socket: socket.into() }
+    }
+
+    /// Asks for a JSON document.
+    ///
+    /// # Errors
+    /// See [`EngineError`].
+    pub async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, EngineError> {
+        self.send(Call::new(Method::GET, path)).await?.json().await
+    }
+
+    /// Sends a POST without a body.
+    ///
+    /// # Errors
+    /// See [`EngineError`].
+    pub async fn post<T: DeserializeOwned>(&self, path: &str) -> Result<T, EngineError> {
+        self.send(Call::new(Method::POST, path)).await?.json().await
+    }
+
+    /// Sends a POST with a JSON document.
+    ///
+    /// # Errors
+    /// See [`EngineError`].
+    pub async fn post_json<T: DeserializeOwned>(&self, path: &str, body: Value) -> Result<T, EngineError> {
+        self.send(Call::new(Method::POST, path).payload(Payload::Json(body))).await?.json().await
+    }
+
+    /// Sends a DELETE.
+    ///
+    /// # Errors
+    /// See [`EngineError`].
+    pub async fn delete<T: DeserializeOwned>(&self, path: &str) -> Result<T, EngineError> {
+        self.send(Call::new(Method::DELETE, path)).await?.json().await
+    }
+
+    /// Sends a request and reads the head of its answer.
+    ///
+    /// # Errors
+    /// See [`EngineError`].
+    pub async fn send(&self, call: Call) -> Result<Reply, EngineError> {
+        let response = self.exchange(call).await?;
+        if response.status().is_success() || response.status() == StatusCode::NOT_MODIFIED {
+            return Ok(Reply { response });
+        }
+        Err(refusal(response).await)
+    }
+
+    /// Sends a request that turns its connection into a byte stream. The stream may be half-closed.
+    ///
+    /// # Errors
+    /// See [`EngineError`].
+    pub async fn hijack(&self, path: &str, body: Value) -> Result<Upgraded, EngineError> {
+        let call = Call::new(Method::POST, path)
+            .payload(Payload::Json(body))
+            .header(header::CONNECTION, HeaderValue::from_static("Upgrade"))
+            .header(header::UPGRADE, HeaderValue::from_static("tcp"));
+        let response = self.exchange(call).await?;
+        if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+            return Err(refusal(response).await);
+        }
+        Ok(TokioIo::new(hyper::upgrade::on(response).await.map_err(ClientError::from)?))
+    }
+
+    async fn exchange(&self, call: Call) -> Result<Response<Incoming>, EngineError> {
+        let mut request = Request::builder()
+            .method(call.method)
+            .uri(format!("/{DOCKER_API}{}", call.path))
+            .header(header::HOST, "docker")
+            .header(header::USER_AGENT, concat!("dorm/", env!("CARGO_PKG_VERSION")));
+        for (name, value) in call.headers {
+            request = request.header(name, value);
+        }
+        let body = match call.payload {
+            Payload::Nothing => whole(Bytes::new()),
+            Payload::Json(Value::Null) => whole(Bytes::new()),
+            Payload::Json(value) => {
+                request = request.header(header::CONTENT_TYPE, "application/json");
+                whole(value.to_string().into())
+            }
+            Payload::Archive(body) => {
+                request = request.header(header::CONTENT_TYPE, "application/x-tar");
+                body
+            }
+        };
+        let request = request.body(body).map_err(|error| ClientError::Answer(error.to_string()))?;
+        let mut sender = connect(&self.socket).await?;
+        Ok(sender.send_request(request).await.map_err(ClientError::from)?)
+    }
+}
+
+fn whole(bytes: Bytes) -> UnsyncBoxBody<Bytes, io::Error> {
+    Full::new(bytes).map_err(|never| match never {}).boxed_unsync()
+}
+
+/// Docker's errors, and those that Dormouse gives in its place, are an object with a message.
+async fn refusal(response: Response<Incoming>) -> EngineError {
+    #[derive(Deserialize)]
+    struct Message {
+        message: String,
+    }
+    let status = response.status().as_u16();
+    match collect(response.into_body()).await {
+        Ok(bytes) => {
+            let message = serde_json::from_slice::<Message>(&bytes)
+                .map_or_else(|_| String::from_utf8_lossy(&bytes).trim().to_owned(), |said| said.message);
+            let message = if message.is_empty() { format!("the engine answers {status}") } else { message };
+            EngineError::Refused { status, message }
+        }
+        Err(error) => error.into(),
+    }
+}
+
+/// A path and its query, encoded as Docker's own client does it: an answer kept for one fits the other.
+#[derive(Debug)]
+pub struct Target {
+    path: String,
+    query: Vec<(&'static str, String)>,
+}
+
+impl Target {
+    /// A path that is made of literal text and nothing that somebody typed.
+    #[must_use]
+    pub fn new(path: &str) -> Self {
+        Self { path: path.to_owned(), query: Vec::new() }
+    }
+
+    /// `/containers/NAME/json` from `containers`, a name that somebody typed, and `/json`.
+    #[must_use]
+    pub fn of(kind: &str, name: &str, rest: &str) -> Self {
+        let mut path = format!("/{kind}/");
+        encode(&mut path, name, |byte| byte.is_ascii_alphanumeric() || b"-_.~$&+,/:;=@".contains(&byte));
+        path.push_str(rest);
+        Self { path, query: Vec::new() }
+    }
+
+    /// One more parameter.
+    #[must_use]
+    pub fn with(mut self, key: &'static str, value: impl Into<String>) -> Self {
+        self.query.push((key, value.into()));
+        self
+    }
+
+    /// One more parameter, if there is a value.
+    #[must_use]
+    pub fn maybe(self, key: &'static str, value: Option<impl Into<String>>) -> Self {
+        match value {
+            Some(value) => self.with(key, value),
+            None => self,
+        }
+    }
+
+    /// One more parameter, `1`, if it is so.
+    #[must_use]
+    pub fn when(self, key: &'static str, so: bool) -> Self {
+        if so { self.with(key, "1") } else { self }
+    }
+
+    /// As it is sent.
+    #[must_use]
+    pub fn text(mut self) -> String {
+        let mut text = self.path;
+        self.query.sort_by_key(|(key, _)| *key);
+        for (index, (key, value)) in self.query.iter().enumerate() {
+            text.push(if index == 0 { '?' } else { '&' });
+            text.push_str(key);
+            text.push('=');
+            encode(&mut text, value, |byte| byte.is_ascii_alphanumeric() || b"-_.~ ".contains(&byte));
+        }
+        text.replace(' ', "+")
+    }
+}
+
+fn encode(text: &mut String, raw: &str, plain: impl Fn(u8) -> bool) {
+    for byte in raw.bytes() {
+        if plain(byte) {
+            text.push(char::from(byte));
+        } else {
+            let _ = write!(text, "%{byte:02X}");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn targets_are_encoded_as_docker_does() {
+        let target =
+            Target::new("/containers/json").with("size", "1").with("all", "1").maybe("limit", None::<&str>);
+        assert_eq!(target.text(), "/containers/json?all=1&size=1");
+        let target = Target::of("containers", "a b?/../x", "/json").with("filters", r#"{"a b":{"ü":true}}"#);
+        let encoded = "%7B%22a+b%22%3A%7B%22%C3%BC%22%3Atrue%7D%7D";
+        assert_eq!(target.text(), format!("/containers/a%20b%3F/../x/json?filters={encoded}"));
+    }
+}

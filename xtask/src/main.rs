@@ -3,6 +3,7 @@
 mod busybox_image;
 mod debian;
 mod guest_image;
+mod replay;
 mod shell;
 
 use std::path::PathBuf;
@@ -36,6 +37,11 @@ enum Command {
         #[arg(long, value_name = "PROGRAM")]
         dorm_init: Option<PathBuf>,
     },
+    /// Step through a session's trace.
+    Replay {
+        /// The trace.
+        file: PathBuf,
+    },
     /// Make a small container image, `busybox:latest`, from Debian's busybox, to be read by `docker load`.
     BusyboxImage {
         /// The archive.
@@ -51,6 +57,7 @@ fn main() -> Result<()> {
         Command::GuestImage { out, work, update, dorm_init } => {
             guest_image::build(&out, &work, update, dorm_init)
         }
+        Command::Replay { file } => replay::replay(&file),
         Command::BusyboxImage { out } => busybox_image::build(&out),
     }
 }

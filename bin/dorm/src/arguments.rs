@@ -20,6 +20,7 @@ use crate::system::{Events, Info, System};
 use crate::template::Template;
 use crate::version::VersionArguments;
 use crate::volume::Volume;
+use crate::why::WhyArguments;
 
 /// The status of a bad option where docker has it so.
 const BAD_OPTION: u8 = 125;
@@ -86,6 +87,8 @@ pub(crate) enum Command {
     Doctor(Doctor),
     /// Keep the session's VM awake for as long as a command runs.
     Hold(HoldArguments),
+    /// Tell why a session's VM is awake or asleep, without waking it.
+    Why(WhyArguments),
     /// Tell the versions of this program and of the service.
     Version(VersionArguments),
 }
@@ -170,6 +173,8 @@ mod tests {
             &["session", "create", "a", "--memory", "much"],
             &["session", "create", "a", "--idle-timeout", "-1"],
             &["session", "create", "a", "--temporary", "--storage", "/x"],
+            &["session", "set", "a"],
+            &["session", "pin", "--for", "2"],
             &["session", "wait", "--for", "ever"],
             &["hold"],
         ] {

@@ -24,6 +24,7 @@ mod terminal;
 mod value;
 mod version;
 mod volume;
+mod why;
 
 use std::process::ExitCode;
 
@@ -73,6 +74,7 @@ async fn run(arguments: Arguments) -> Done {
         Command::System(command) => system::run(&context, command).await,
         Command::Doctor(doctor) => doctor.run().await,
         Command::Hold(hold) => hold.run(&context).await,
+        Command::Why(why) => why.run(&context).await,
         Command::Version(version) => version.run(&context).await,
     }
 }

@@ -211,8 +211,11 @@ impl Keeper {
     /// For the hosts to come, and for whoever looks while there is none.
     fn change(&mut self, change: &ChangeSettings) {
         self.settings.change(change);
-        let timeout = self.settings.idle_timeout;
-        self.info.send_modify(|info| info.idle.timeout_seconds = timeout);
+        let (timeout, crash) = (self.settings.idle_timeout, self.settings.crash);
+        self.info.send_modify(|info| {
+            info.idle.timeout_seconds = timeout;
+            info.crash = crash;
+        });
     }
 
     fn make(&self, generation: u64, made: mpsc::Sender<ToHost>) {

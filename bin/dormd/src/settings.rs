@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 
 use dormouse_api::link::HostSettings;
 use dormouse_api::{
-    ApiError, ChangeSettings, CreateSession, ErrorCode, IdleAction, IdleTimeout, NetworkKind, SessionId,
-    SessionName,
+    ApiError, ChangeSettings, CrashPolicy, CreateSession, ErrorCode, IdleAction, IdleTimeout, NetworkKind,
+    SessionId, SessionName,
 };
 use dormouse_vm::{CPUS_MAX, MEMORY_MIB_MIN};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -66,6 +66,9 @@ pub(crate) struct Settings {
     /// How the VM is put to sleep after it.
     #[serde(default)]
     pub(crate) idle_action: IdleAction,
+    /// What follows a crash.
+    #[serde(default)]
+    pub(crate) crash: CrashPolicy,
     /// Longest bring-up, in seconds.
     pub(crate) boot_timeout_seconds: u64,
     /// May reads be answered without waking the VM?
@@ -133,6 +136,7 @@ impl Settings {
             temporary: wish.temporary,
             idle_timeout: wish.idle_timeout,
             idle_action: wish.idle_action,
+            crash: wish.crash,
             boot_timeout_seconds: wish.boot_timeout_seconds.unwrap_or(BOOT_TIMEOUT_SECONDS),
             asleep_answers: wish.asleep_answers.unwrap_or(true),
         };
@@ -196,6 +200,7 @@ impl Settings {
             idle_action: self.idle_action,
             hostname: self.hostname(),
             machine_hooks,
+            crash: self.crash,
             boot_timeout_seconds: self.boot_timeout_seconds,
             asleep_answers: self.asleep_answers,
             cpus: self.cpus,
@@ -207,9 +212,12 @@ impl Settings {
 
     /// Takes over what may be changed while a session lives.
     pub(crate) fn change(&mut self, change: &ChangeSettings) {
-        let ChangeSettings { idle_timeout } = change;
+        let ChangeSettings { idle_timeout, crash } = change;
         if let Some(timeout) = idle_timeout {
             self.idle_timeout = *timeout;
+        }
+        if let Some(crash) = crash {
+            self.crash = *crash;
         }
     }
 

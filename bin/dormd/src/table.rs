@@ -226,11 +226,11 @@ impl Table {
             settings.change(&change);
             settings.write(&self.home.session(&settings.id)).map_err(internal)?;
             row.settings = settings;
-            (row.orders.clone(), row.info.clone(), row.settings.idle_timeout)
+            (row.orders.clone(), row.info.clone(), (row.settings.idle_timeout, row.settings.crash))
         };
         let gone = |_| ApiError::new(ErrorCode::NotFound, "the session is being removed");
         orders.send(Order::Change(change)).await.map_err(gone)?;
-        let changed = info.wait_for(|info| info.idle.timeout_seconds == wanted);
+        let changed = info.wait_for(|info| (info.idle.timeout_seconds, info.crash) == wanted);
         match timeout(CHANGED_WITHIN, changed).await {
             Ok(Ok(info)) => Ok(info.clone()),
             Ok(Err(_)) | Err(_) => Err(ApiError::new(
@@ -400,6 +400,7 @@ fn fresh(settings: &Settings, runtime: &Path) -> SessionInfo {
             memory_mib: settings.memory_mib,
         },
         holds: Vec::new(),
+        crash: settings.crash,
         idle: IdleInfo { timeout_seconds: settings.idle_timeout, action: settings.idle_action },
         network: NetworkInfo { kind: settings.network, host_loopback: settings.network == NetworkKind::User },
         storage: StorageInfo {

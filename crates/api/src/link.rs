@@ -15,7 +15,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{ChangeSettings, IdleAction, IdleTimeout, SessionId, SessionInfo, SessionName};
+use crate::{ChangeSettings, CrashPolicy, IdleAction, IdleTimeout, SessionId, SessionInfo, SessionName};
 
 /// Longest message, in bytes.
 pub const LINE_BYTES_MAX: usize = 256 * 1024;
@@ -42,6 +42,8 @@ pub struct HostSettings {
     pub idle_action: IdleAction,
     /// The guest's host name.
     pub hostname: String,
+    /// What follows a crash.
+    pub crash: CrashPolicy,
     /// Longest bring-up, in seconds.
     pub boot_timeout_seconds: u64,
     /// May reads be answered without waking the VM?

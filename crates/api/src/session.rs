@@ -75,6 +75,17 @@ impl<'de> Deserialize<'de> for IdleTimeout {
     }
 }
 
+/// What follows a crash of the VM.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CrashPolicy {
+    /// The next request opens a new incarnation.
+    #[default]
+    Reopen,
+    /// Requests are refused until the session is started by name.
+    Terminate,
+}
+
 /// What to make. Everything but the name has a default.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -108,6 +119,9 @@ pub struct CreateSession {
     /// How the VM is put to sleep after it.
     #[serde(default)]
     pub idle_action: IdleAction,
+    /// What follows a crash.
+    #[serde(default)]
+    pub crash: CrashPolicy,
     /// Longest bring-up; 240 s when absent.
     #[serde(default)]
     pub boot_timeout_seconds: Option<u64>,
@@ -131,6 +145,7 @@ impl CreateSession {
             memory_mib: None,
             storage_bytes: None,
             idle_timeout: IdleTimeout::default(),
+            crash: CrashPolicy::default(),
             idle_action: IdleAction::default(),
             boot_timeout_seconds: None,
             asleep_answers: None,
@@ -145,6 +160,9 @@ pub struct ChangeSettings {
     /// A new grace period; it counts from the moment when the last hold went.
     #[serde(default, skip_serializing_if = "Option::is_none", with = "present")]
     pub idle_timeout: Option<IdleTimeout>,
+    /// What follows a crash from now on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub crash: Option<CrashPolicy>,
 }
 
 /// `null` means "never" here, so a field that is absent must not be read as `null`.
@@ -218,6 +236,9 @@ pub struct SessionInfo {
     pub holds: Vec<HoldInfo>,
     /// When it falls asleep, and how.
     pub idle: IdleInfo,
+    /// What follows a crash.
+    #[serde(default)]
+    pub crash: CrashPolicy,
     /// How guests reach the network.
     pub network: NetworkInfo,
     /// Its disk.
@@ -465,7 +486,7 @@ mod tests {
         assert_eq!(change(r#"{"idle_timeout":0}"#), Some(IdleTimeout::Seconds(0)));
         let text = |change: &ChangeSettings| serde_json::to_string(change).unwrap();
         assert_eq!(
-            text(&ChangeSettings { idle_timeout: Some(IdleTimeout::Never) }),
+            text(&ChangeSettings { idle_timeout: Some(IdleTimeout::Never), crash: None }),
             r#"{"idle_timeout":null}"#
         );
         assert_eq!(text(&ChangeSettings::default()), "{}");

@@ -10,7 +10,9 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use command_fds::{CommandFdExt, FdMapping};
-use dormouse_api::{CreateSession, CreateTemplate, SessionInfo, SessionName, TemplateInfo, Version};
+use dormouse_api::{
+    ChangeSettings, CreateSession, CreateTemplate, SessionInfo, SessionName, TemplateInfo, Version,
+};
 use http::Method;
 use tokio::net::UnixStream;
 use tokio::time::timeout;
@@ -121,6 +123,18 @@ impl Service {
     /// See [`ClientError`].
     pub async fn remove(&self, name: &SessionName) -> Result<(), ClientError> {
         self.endpoint.call(Method::DELETE, &format!("/v1/sessions/{name}"), &()).await
+    }
+
+    /// Changes settings of a session, also while it sleeps.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn change(
+        &self,
+        name: &SessionName,
+        change: &ChangeSettings,
+    ) -> Result<SessionInfo, ClientError> {
+        self.endpoint.call(Method::POST, &format!("/v1/sessions/{name}/settings"), change).await
     }
 
     /// All templates.

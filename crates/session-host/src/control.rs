@@ -13,7 +13,7 @@ use dormouse_agent_proto::RunProcess;
 use dormouse_api::{
     ApiError, ErrorCode, HistoryEntry, Hold, Phase, Pin, SessionInfo, SessionState, SleepAnswer, WaitFor, Why,
 };
-use dormouse_lifecycle::{Event, HoldKind, PinId, Trace};
+use dormouse_lifecycle::{Event, HoldKind, PinId};
 use dormouse_vm::ConsoleLine;
 use futures_util::stream::{self, StreamExt};
 use hyper_util::rt::TokioIo;
@@ -167,8 +167,19 @@ fn going_down() -> Failed {
     Failed(ApiError::new(ErrorCode::Busy, "the session's host is going down"))
 }
 
-async fn trace(State(served): State<Served>) -> Json<Trace> {
-    Json(served.owner.trace())
+#[derive(serde::Deserialize)]
+struct TraceQuery {
+    #[serde(default)]
+    crash: bool,
+}
+
+async fn trace(State(served): State<Served>, Query(query): Query<TraceQuery>) -> Result<Response, Failed> {
+    if !query.crash {
+        return Ok(Json(served.owner.trace()).into_response());
+    }
+    let left = served.owner.crash_trace();
+    left.map(IntoResponse::into_response)
+        .map_err(|_| Failed(ApiError::new(ErrorCode::NotFound, "no host of this session has left a trace")))
 }
 
 async fn events(State(served): State<Served>, Query(query): Query<FollowQuery>) -> Result<Body, Failed> {

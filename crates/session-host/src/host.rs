@@ -19,9 +19,7 @@ use std::time::Duration;
 
 use dormouse_api::link::{HostSettings, ToService};
 use dormouse_api::{IdleAction, Phase, SessionInfo};
-use dormouse_lifecycle::{
-    Config, CrashPolicy, Event, Lifetime, Limits, Policy, RunningContainers, SleepHow, Storage,
-};
+use dormouse_lifecycle::{Config, Event, Lifetime, Limits, Policy, RunningContainers, SleepHow, Storage};
 use dormouse_vm::Console;
 use hyper_util::rt::TokioIo;
 use hyper_util::service::TowerToHyperService;
@@ -159,7 +157,7 @@ pub async fn serve(start: Start) -> Result<(), HostError> {
         machines
     })?;
     Link::serve(service, settings.id, listeners, owner.info(), orders, (link_sender, link.clone()));
-    owner.write_trace_on_panic(&session_dir);
+    owner.write_trace_on_panic();
     let end = CancellationToken::new();
     let served = Served { owner, asleep, events, console, client: "".into(), policy: Policy::Acquire, end };
     tokio::spawn(Runner::new(&facts, served.clone()).run(jobs));
@@ -190,7 +188,7 @@ fn config(settings: &HostSettings) -> Config {
         running: RunningContainers::Hold,
         storage: if settings.ephemeral { Storage::Ephemeral } else { Storage::Persistent },
         lifetime: if settings.temporary { Lifetime::Temporary } else { Lifetime::Lasting },
-        crash: CrashPolicy::Reopen,
+        crash: view::crash(settings.crash),
         limits: Limits {
             boot: Duration::from_secs(settings.boot_timeout_seconds) + REPORT_WITHIN,
             ..Limits::default()

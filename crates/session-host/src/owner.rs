@@ -259,9 +259,14 @@ impl Owner {
         self.trace.copy()
     }
 
+    /// What a host left that crashed, as it wrote it.
+    pub(crate) fn crash_trace(&self) -> std::io::Result<Vec<u8>> {
+        self.trace.left_by_a_crash()
+    }
+
     /// Has the trace written should this process panic.
-    pub(crate) fn write_trace_on_panic(&self, folder: &std::path::Path) {
-        self.trace.write_on_panic(folder);
+    pub(crate) fn write_trace_on_panic(&self) {
+        self.trace.write_on_panic();
     }
 
     /// Asks the hooks whether a container may be started.

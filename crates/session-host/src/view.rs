@@ -4,8 +4,9 @@ use std::path::Path;
 use std::time::Duration;
 
 use dormouse_api::{
-    Fact, HistoryEntry, HoldInfo, HoldKind, How, IdleAction, IdleInfo, IdleTimeout, NetworkInfo, NetworkKind,
-    Phase, SessionInfo, SessionState, StorageInfo, TerminationInfo, TerminationReason, VmEnd, VmInfo,
+    CrashPolicy, Fact, HistoryEntry, HoldInfo, HoldKind, How, IdleAction, IdleInfo, IdleTimeout, NetworkInfo,
+    NetworkKind, Phase, SessionInfo, SessionState, StorageInfo, TerminationInfo, TerminationReason, VmEnd,
+    VmInfo,
 };
 use dormouse_lifecycle::{
     self as core, Config, Grace, Incarnation, PhaseName, Record, Session, SleepHow, StartHow, State, StopHow,
@@ -57,6 +58,10 @@ pub(crate) fn info(facts: &Facts, session: &Session, config: Config) -> SessionI
                 SleepHow::Suspend => IdleAction::Suspend,
             },
         },
+        crash: match config.crash {
+            core::CrashPolicy::Reopen => CrashPolicy::Reopen,
+            core::CrashPolicy::Terminate => CrashPolicy::Terminate,
+        },
         network: network(record.as_ref()),
         storage: storage(&settings.storage, settings.storage_bytes),
         termination: view.termination.map(|end| TerminationInfo {
@@ -82,6 +87,14 @@ pub(crate) fn grace(timeout: IdleTimeout) -> Grace {
     match timeout {
         IdleTimeout::Seconds(seconds) => Grace::After(Duration::from_secs(seconds)),
         IdleTimeout::Never => Grace::Never,
+    }
+}
+
+/// The core's word for what follows a crash.
+pub(crate) fn crash(policy: CrashPolicy) -> core::CrashPolicy {
+    match policy {
+        CrashPolicy::Reopen => core::CrashPolicy::Reopen,
+        CrashPolicy::Terminate => core::CrashPolicy::Terminate,
     }
 }
 

@@ -12,6 +12,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::context::Context;
 use crate::error::{Done, Failure, SUCCESS};
 use crate::output::print;
+use crate::session::settings::OnCrash;
 use crate::value::size;
 
 #[derive(Args)]
@@ -42,6 +43,9 @@ pub(crate) struct Create {
     /// Seconds from the last use to the sleep, or "never".
     #[arg(long, value_name = "SECONDS", default_value_t)]
     idle_timeout: IdleTimeout,
+    /// What follows a crash of the VM.
+    #[arg(long, value_enum, default_value_t)]
+    crash: OnCrash,
     /// Longest start of a VM, in seconds.
     #[arg(long, value_name = "SECONDS")]
     boot_timeout: Option<u64>,
@@ -58,6 +62,7 @@ impl From<Create> for CreateSession {
             memory_mib: create.memory.map(|bytes| bytes >> 20),
             storage_bytes: create.storage_size,
             idle_timeout: create.idle_timeout,
+            crash: create.crash.into(),
             boot_timeout_seconds: create.boot_timeout,
             asleep_answers: None,
             ..Self::named(create.name)

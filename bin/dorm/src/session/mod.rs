@@ -3,7 +3,9 @@
 mod create;
 mod list;
 mod logs;
+pub(crate) mod settings;
 mod state;
+mod told;
 
 pub(crate) use state::phase;
 
@@ -36,6 +38,16 @@ pub(crate) enum Session {
     Logs(logs::Logs),
     /// Print what a session's VM did so far: starts, sleeps, crashes.
     History(logs::History),
+    /// Change settings of a session, also while its VM is up.
+    Set(settings::Set),
+    /// Keep a session's VM awake while it is up. Starts nothing.
+    Pin(settings::PinArguments),
+    /// Take the pin away.
+    Unpin(state::Named),
+    /// Print what hooks are told, as JSON lines.
+    Events(told::Events),
+    /// Print the last steps of a session's lifecycle, to be looked at with `cargo xtask replay`.
+    Trace(told::Trace),
     /// Wait for a state.
     Wait(state::Wait),
 }
@@ -53,6 +65,11 @@ pub(crate) async fn run(context: &Context, command: Session) -> Done {
         Session::DockerHost(named) => state::docker_host(context, named).await,
         Session::Logs(logs) => logs.run(context).await,
         Session::History(history) => history.run(context).await,
+        Session::Set(set) => set.run(context).await,
+        Session::Pin(pin) => pin.run(context).await,
+        Session::Unpin(named) => settings::unpin(context, named.name).await,
+        Session::Events(events) => events.run(context).await,
+        Session::Trace(trace) => trace.run(context).await,
         Session::Wait(wait) => wait.run(context).await,
     }
 }

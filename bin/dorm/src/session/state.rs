@@ -11,7 +11,7 @@ use crate::output::print;
 #[derive(Args)]
 pub(crate) struct Named {
     /// Which one.
-    name: Option<SessionName>,
+    pub(super) name: Option<SessionName>,
 }
 
 #[derive(Args)]

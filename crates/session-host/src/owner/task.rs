@@ -92,7 +92,7 @@ impl<M: Machines> Task<M> {
         let session = Session::new(config, durable, now());
         Self {
             config,
-            trace: SharedTrace::new(&session),
+            trace: SharedTrace::new(&session, &facts.session_dir),
             machines,
             inbox,
             waiting: BTreeMap::new(),
@@ -232,9 +232,12 @@ impl<M: Machines> Task<M> {
                 self.tell(Fact::ContainerStarting { generation, container }, Reply::Verdict(reply));
                 None
             }
-            Message::Change(ChangeSettings { idle_timeout }) => {
+            Message::Change(ChangeSettings { idle_timeout, crash }) => {
                 if let Some(timeout) = idle_timeout {
                     self.config.grace = view::grace(timeout);
+                }
+                if let Some(policy) = crash {
+                    self.config.crash = view::crash(policy);
                 }
                 Some(Event::Configured(self.config))
             }

@@ -9,7 +9,7 @@ const RUNNING: Census = Census { active: 1, inactive: 0, execs: 0 };
 const CREATED: Census = Census { active: 0, inactive: 1, execs: 0 };
 
 fn timeout_of(timeout: IdleTimeout) -> ChangeSettings {
-    ChangeSettings { idle_timeout: Some(timeout) }
+    ChangeSettings { idle_timeout: Some(timeout), ..ChangeSettings::default() }
 }
 
 #[tokio::test(start_paused = true)]

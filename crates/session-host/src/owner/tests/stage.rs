@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use dormouse_agent_proto::{Answer, ProcessFrame, Reply as AgentReply, Request};
 use dormouse_api::link::HostSettings;
-use dormouse_api::{HistoryEntry, IdleAction, IdleTimeout, Phase, SessionId, SessionInfo};
+use dormouse_api::{CrashPolicy, HistoryEntry, IdleAction, IdleTimeout, Phase, SessionId, SessionInfo};
 use dormouse_lifecycle::{
     Ask, Census, Config, Durable, Event, Exit, Generation, HoldKind, Policy, SleepHow, SnapshotFate,
     StartFrom, StartHow,
@@ -39,7 +39,10 @@ const LONG: Duration = Duration::from_secs(3 * 3600);
 /// What the owner has done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Call {
+    /// Made anew.
     Start(u64),
+    /// Made from the session's snapshot.
+    Wake(u64),
     Adopt(u64),
     Cancel(u64),
     ShutDown(Ask),
@@ -65,8 +68,11 @@ impl Script {
 }
 
 impl Machines for Script {
-    fn start(&mut self, generation: Generation, _: StartFrom, _: Duration) {
-        self.call(Call::Start(generation.0));
+    fn start(&mut self, generation: Generation, from: StartFrom, _: Duration) {
+        self.call(match from {
+            StartFrom::Fresh => Call::Start(generation.0),
+            StartFrom::Snapshot(_) => Call::Wake(generation.0),
+        });
     }
 
     fn adopt(&mut self, generation: Generation, _: Duration) {
@@ -192,9 +198,13 @@ impl Stage {
 
     /// The VM that was ordered comes up, with nothing in it.
     pub(super) fn ready(&self, generation: u64) -> Guest {
+        self.ready_as(generation, StartHow::Cold)
+    }
+
+    pub(super) fn ready_as(&self, generation: u64, how: StartHow) -> Guest {
         let guest = Guest::new();
         let generation = Generation(generation);
-        self.inbox().send(Message::Ready { generation, how: StartHow::Cold, agent: guest.agent() });
+        self.inbox().send(Message::Ready { generation, how, agent: guest.agent() });
         guest
     }
 
@@ -291,6 +301,7 @@ pub(super) fn facts(folder: &std::path::Path) -> Facts {
         idle_action: IdleAction::Stop,
         hostname: "default".to_owned(),
         machine_hooks: folder.join("machine"),
+        crash: CrashPolicy::Reopen,
         boot_timeout_seconds: 300,
         asleep_answers: true,
         cpus: 1,

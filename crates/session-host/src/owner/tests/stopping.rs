@@ -1,9 +1,13 @@
 //! A sleep under way, and what comes in its way.
 
 use dormouse_api::{Phase, SessionState, SleepAnswer, TerminationReason};
-use dormouse_lifecycle::{Ask, Census, Config, Event, Exit, Grace, LastVm, Policy, Then};
+use dormouse_lifecycle::{
+    AfterFailure, Ask, Census, Config, Event, Exit, Grace, LastVm, Policy, SleepHow, StartHow, Then,
+};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::stage::{Call, Guest, Hooked, Stage, granted, pass, refused, seconds, took};
+use crate::owner::Message;
 
 /// A VM that nobody needs, up to the moment when the engine is asked.
 async fn counting(stage: &mut Stage) -> (Guest, Call) {
@@ -280,4 +284,89 @@ async fn short_commands_with_no_grace_period_lose_nothing_in_any_window() {
     assert!(met.values().all(|times| *times >= 5), "{met:?}");
     let starts = stage.told().await.iter().filter(|told| told.starts_with("vm-started")).count();
     assert_eq!(starts as u64, generation);
+}
+
+/// ... up to the order to suspend.
+async fn suspending(stage: &mut Stage) -> (Guest, Ask) {
+    let (guest, count) = counting(stage).await;
+    stage.counted(count, Census::default());
+    let Call::Suspend(ask) = stage.call().await else { panic!("it is suspended") };
+    (guest, ask)
+}
+
+fn suspends() -> Stage {
+    Stage::with(Config { idle_action: SleepHow::Suspend, ..Config::default() })
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_suspend_that_fails_in_time_runs_on_for_who_waited_and_hooks_are_told() {
+    let mut stage = suspends();
+    let _guest = committed(&mut stage).await;
+    // A hook has a lease of its own, which ends with the sleep.
+    let hook = granted(stage.ask(Policy::ExistingOnly)).await;
+    let waiting = stage.ask(Policy::Acquire);
+    pass(seconds(1)).await;
+    stage.hooked.send_replace(Hooked::Fine);
+    let Call::Suspend(ask) = stage.call().await else { panic!("it is suspended") };
+    assert_eq!(hook.ended().await, "the VM goes to sleep");
+    assert!(!waiting.is_finished());
+    let (vm, reason) = (AfterFailure::RunsOn, "no space".into());
+    stage.send(Event::SuspendFailed { ask, vm, reason });
+    let lease = granted(waiting).await;
+    assert_eq!(lease.generation(), 1, "the same VM serves on");
+    assert_eq!(granted(stage.ask(Policy::Acquire)).await.generation(), 1);
+    assert_eq!(stage.told().await, ["session-created", "vm-started 1", "vm-stopping 1", "vm-sleep-failed 1"]);
+    drop(lease);
+    // The next try is put off, and is a stop: nothing runs that a suspend would keep.
+    let (ask, time) = took(stage.falls_asleep()).await;
+    assert!(time >= seconds(59) && time <= seconds(61), "{time:?}");
+    assert_eq!(ask.generation.0, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_vm_that_is_revived_after_a_failed_suspend_is_reached_over_its_new_channel() {
+    let mut stage = suspends();
+    let (old, ask) = suspending(&mut stage).await;
+    let waiting = stage.ask(Policy::Acquire);
+    pass(seconds(1)).await;
+    let revived = Guest::with(&["running"]);
+    let generation = ask.generation;
+    stage.inbox().send(Message::Revived { generation, agent: revived.agent() });
+    let (vm, reason) = (AfterFailure::RunsOn, "no space".into());
+    stage.send(Event::SuspendFailed { ask, vm, reason });
+    drop(old);
+    let lease = granted(waiting).await;
+    let mut stream = lease.dial(dormouse_agent_proto::Target::Engine).await.unwrap();
+    stream.write_all(b"GET / HTTP/1.0\r\n\r\n").await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.ends_with(r#"[{"State":"running"}]"#), "{answer}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_suspended_session_wakes_from_its_snapshot_and_a_lost_one_from_the_kernel() {
+    let mut stage = suspends();
+    let (_guest, ask) = suspending(&mut stage).await;
+    stage.exits(1, Exit::GuestShutdown);
+    stage.send(Event::SleepDone { ask });
+    stage.becomes(Phase::Absent).await;
+    let waiting = stage.ask(Policy::Acquire);
+    assert_eq!(stage.call().await, Call::Wake(2));
+    let _guest = stage.ready_as(2, StartHow::Resume);
+    drop(granted(waiting).await);
+    let info = stage.owner.present().await;
+    assert_eq!((info.vm.start_count, info.vm.boots), (2, 1), "the same guest kernel");
+    let count = stage.call().await;
+    stage.counted(count, Census::default());
+    let Call::Suspend(ask) = stage.call().await else { panic!("it is suspended") };
+    let (vm, reason) = (AfterFailure::Lost, "the device state broke off".into());
+    stage.send(Event::SuspendFailed { ask, vm, reason });
+    assert_eq!(stage.call().await, Call::Kill(2));
+    stage.exits(2, Exit::Crashed("killed".into()));
+    stage.becomes(Phase::Absent).await;
+    let slept = stage.owner.history().await.pop().unwrap();
+    assert_eq!((slept.what.as_str(), slept.reason.as_str()), ("sleep", "the device state broke off"));
+    let waiting = stage.ask(Policy::Acquire);
+    assert_eq!(stage.call().await, Call::Start(3), "there is no snapshot");
+    waiting.abort();
 }

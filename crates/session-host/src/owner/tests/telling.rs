@@ -171,3 +171,28 @@ async fn why_says_what_the_vm_waits_for() {
     assert!(matches!(stage.call().await, Call::ShutDown(_)));
     assert!(first(stage.owner.why().await.unwrap()).contains("(stop)"));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_trace_that_a_crash_left_can_be_read_from_the_next_host() {
+    let stage = Stage::new();
+    let answer = request(&mut stage.connect(), "GET /v1/trace?crash=true", "", "").await;
+    assert!(answer.starts_with("http/1.1 404"), "{answer}");
+    // What the panic hook does: here it must not be set, as tests share a process.
+    stage.owner.trace.write().unwrap();
+    let stage = stage.host_dies().await;
+    let answer = request(&mut stage.connect(), "GET /v1/trace?crash=true", "", "").await;
+    let (_, body) = answer.split_once("\r\n\r\n").unwrap();
+    assert!(serde_json::from_str::<dormouse_lifecycle::Trace>(body).is_ok(), "{body}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_crash_policy_that_was_changed_counts_for_the_vm_that_is_up() {
+    let mut stage = Stage::new();
+    let (_lease, _guest) = stage.up().await;
+    let crash = Some(dormouse_api::CrashPolicy::Terminate);
+    stage.owner.change(dormouse_api::ChangeSettings { crash, ..Default::default() });
+    stage.exits(1, Exit::Crashed("signal 9".into()));
+    assert_eq!(stage.becomes(Phase::Absent).await.crash, dormouse_api::CrashPolicy::Terminate);
+    let words = super::stage::refused(stage.ask(Policy::Acquire)).await.to_string();
+    assert_eq!(words, "the session is terminated: signal 9");
+}

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use dormouse_api::link::HostSettings;
 use dormouse_api::{
     ApiError, ChangeSettings, CrashPolicy, CreateSession, ErrorCode, IdleAction, IdleTimeout, NetworkKind,
-    SessionId, SessionName,
+    RunningContainers, SessionId, SessionName,
 };
 use dormouse_vm::{CPUS_MAX, MEMORY_MIB_MIN};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -69,6 +69,9 @@ pub(crate) struct Settings {
     /// What follows a crash.
     #[serde(default)]
     pub(crate) crash: CrashPolicy,
+    /// Whether running containers keep the VM awake.
+    #[serde(default)]
+    pub(crate) running: RunningContainers,
     /// Longest bring-up, in seconds.
     pub(crate) boot_timeout_seconds: u64,
     /// May reads be answered without waking the VM?
@@ -137,6 +140,7 @@ impl Settings {
             idle_timeout: wish.idle_timeout,
             idle_action: wish.idle_action,
             crash: wish.crash,
+            running: wish.running,
             boot_timeout_seconds: wish.boot_timeout_seconds.unwrap_or(BOOT_TIMEOUT_SECONDS),
             asleep_answers: wish.asleep_answers.unwrap_or(true),
         };
@@ -198,6 +202,7 @@ impl Settings {
             temporary: self.temporary,
             idle_timeout: self.idle_timeout,
             idle_action: self.idle_action,
+            running: self.running,
             hostname: self.hostname(),
             machine_hooks,
             crash: self.crash,

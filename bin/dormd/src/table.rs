@@ -401,7 +401,11 @@ fn fresh(settings: &Settings, runtime: &Path) -> SessionInfo {
         },
         holds: Vec::new(),
         crash: settings.crash,
-        idle: IdleInfo { timeout_seconds: settings.idle_timeout, action: settings.idle_action },
+        idle: IdleInfo {
+            timeout_seconds: settings.idle_timeout,
+            action: settings.idle_action,
+            running: settings.running,
+        },
         network: NetworkInfo { kind: settings.network, host_loopback: settings.network == NetworkKind::User },
         storage: StorageInfo {
             path: settings.storage.clone(),

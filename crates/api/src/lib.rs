@@ -50,8 +50,8 @@ pub use event::{Fact, SessionEvent, VmEnd, Why};
 pub use name::{DEFAULT_SESSION, NAME_BYTES_MAX, NameError, SessionId, SessionName};
 pub use session::{
     ChangeSettings, CrashPolicy, CreateSession, HistoryEntry, Hold, HoldInfo, HoldKind, How, IdleAction,
-    IdleInfo, IdleTimeout, NetworkInfo, NetworkKind, Phase, Pin, SessionInfo, SessionState, SleepAnswer,
-    StorageInfo, TerminationInfo, TerminationReason, Version, VmInfo, WaitFor,
+    IdleInfo, IdleTimeout, NetworkInfo, NetworkKind, Phase, Pin, RunningContainers, SessionInfo,
+    SessionState, SleepAnswer, StorageInfo, TerminationInfo, TerminationReason, Version, VmInfo, WaitFor,
 };
 pub use template::{CreateTemplate, TemplateInfo};
 

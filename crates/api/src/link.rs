@@ -15,7 +15,10 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{ChangeSettings, CrashPolicy, IdleAction, IdleTimeout, SessionId, SessionInfo, SessionName};
+use crate::{
+    ChangeSettings, CrashPolicy, IdleAction, IdleTimeout, RunningContainers, SessionId, SessionInfo,
+    SessionName,
+};
 
 /// Longest message, in bytes.
 pub const LINE_BYTES_MAX: usize = 256 * 1024;
@@ -40,6 +43,8 @@ pub struct HostSettings {
     pub idle_timeout: IdleTimeout,
     /// How the VM is put to sleep after it.
     pub idle_action: IdleAction,
+    /// Whether running containers keep the VM awake.
+    pub running: RunningContainers,
     /// The guest's host name.
     pub hostname: String,
     /// What follows a crash.

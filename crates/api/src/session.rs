@@ -122,6 +122,9 @@ pub struct CreateSession {
     /// What follows a crash.
     #[serde(default)]
     pub crash: CrashPolicy,
+    /// Whether running containers keep the VM awake.
+    #[serde(default)]
+    pub running: RunningContainers,
     /// Longest bring-up; 240 s when absent.
     #[serde(default)]
     pub boot_timeout_seconds: Option<u64>,
@@ -147,6 +150,7 @@ impl CreateSession {
             idle_timeout: IdleTimeout::default(),
             crash: CrashPolicy::default(),
             idle_action: IdleAction::default(),
+            running: RunningContainers::default(),
             boot_timeout_seconds: None,
             asleep_answers: None,
         }
@@ -364,6 +368,9 @@ pub struct IdleInfo {
     pub timeout_seconds: IdleTimeout,
     /// What happens then.
     pub action: IdleAction,
+    /// Whether running containers keep the VM awake.
+    #[serde(default)]
+    pub running: RunningContainers,
 }
 
 /// The ways to put a VM to sleep.
@@ -374,6 +381,17 @@ pub enum IdleAction {
     Stop,
     /// Keep its memory in a snapshot.
     #[default]
+    Suspend,
+}
+
+/// What a running container means for the sleep.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RunningContainers {
+    /// It keeps the VM awake.
+    #[default]
+    Hold,
+    /// It is suspended together with the VM. It still keeps the VM from being *stopped*.
     Suspend,
 }
 

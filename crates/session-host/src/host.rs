@@ -185,7 +185,10 @@ fn config(settings: &HostSettings) -> Config {
             IdleAction::Stop => SleepHow::Stop,
             IdleAction::Suspend => SleepHow::Suspend,
         },
-        running: RunningContainers::Hold,
+        running: match settings.running {
+            dormouse_api::RunningContainers::Hold => RunningContainers::Hold,
+            dormouse_api::RunningContainers::Suspend => RunningContainers::Suspend,
+        },
         storage: if settings.ephemeral { Storage::Ephemeral } else { Storage::Persistent },
         lifetime: if settings.temporary { Lifetime::Temporary } else { Lifetime::Lasting },
         crash: view::crash(settings.crash),

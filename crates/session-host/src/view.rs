@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use dormouse_api::{
     CrashPolicy, Fact, HistoryEntry, HoldInfo, HoldKind, How, IdleAction, IdleInfo, IdleTimeout, NetworkInfo,
-    NetworkKind, Phase, SessionInfo, SessionState, StorageInfo, TerminationInfo, TerminationReason, VmEnd,
-    VmInfo,
+    NetworkKind, Phase, RunningContainers, SessionInfo, SessionState, StorageInfo, TerminationInfo,
+    TerminationReason, VmEnd, VmInfo,
 };
 use dormouse_lifecycle::{
     self as core, Config, Grace, Incarnation, PhaseName, Record, Session, SleepHow, StartHow, State, StopHow,
@@ -56,6 +56,10 @@ pub(crate) fn info(facts: &Facts, session: &Session, config: Config) -> SessionI
             action: match config.idle_action {
                 SleepHow::Stop => IdleAction::Stop,
                 SleepHow::Suspend => IdleAction::Suspend,
+            },
+            running: match config.running {
+                core::RunningContainers::Hold => RunningContainers::Hold,
+                core::RunningContainers::Suspend => RunningContainers::Suspend,
             },
         },
         crash: match config.crash {

@@ -3,8 +3,8 @@
 use std::io::Read;
 use std::path::PathBuf;
 
-use clap::Args;
-use dormouse_api::{CreateSession, IdleTimeout, SessionInfo, SessionName};
+use clap::{Args, ValueEnum};
+use dormouse_api::{CreateSession, IdleAction, IdleTimeout, RunningContainers, SessionInfo, SessionName};
 use dormouse_client::first_line;
 use tokio::io::{AsyncReadExt, BufReader};
 use tokio::signal::unix::{SignalKind, signal};
@@ -46,9 +46,31 @@ pub(crate) struct Create {
     /// What follows a crash of the VM.
     #[arg(long, value_enum, default_value_t)]
     crash: OnCrash,
+    /// How the VM is put to sleep then.
+    #[arg(long, value_enum, default_value = "suspend")]
+    idle_action: Action,
+    /// Whether running containers keep the VM awake, or are suspended with it.
+    #[arg(long, value_enum, default_value = "hold")]
+    running: Running,
     /// Longest start of a VM, in seconds.
     #[arg(long, value_name = "SECONDS")]
     boot_timeout: Option<u64>,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Action {
+    /// Shut it down.
+    Stop,
+    /// Keep its memory.
+    Suspend,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Running {
+    /// They keep it awake.
+    Hold,
+    /// They are suspended with it.
+    Suspend,
 }
 
 impl From<Create> for CreateSession {
@@ -63,6 +85,14 @@ impl From<Create> for CreateSession {
             storage_bytes: create.storage_size,
             idle_timeout: create.idle_timeout,
             crash: create.crash.into(),
+            idle_action: match create.idle_action {
+                Action::Stop => IdleAction::Stop,
+                Action::Suspend => IdleAction::Suspend,
+            },
+            running: match create.running {
+                Running::Hold => RunningContainers::Hold,
+                Running::Suspend => RunningContainers::Suspend,
+            },
             boot_timeout_seconds: create.boot_timeout,
             asleep_answers: None,
             ..Self::named(create.name)

@@ -303,6 +303,7 @@ pub(super) fn facts(folder: &std::path::Path) -> Facts {
         machine_hooks: folder.join("machine"),
         crash: CrashPolicy::Reopen,
         boot_timeout_seconds: 300,
+        running: dormouse_api::RunningContainers::Hold,
         asleep_answers: true,
         cpus: 1,
         memory_mib: 512,

@@ -55,6 +55,7 @@ pub(crate) struct Keeper {
     pub(crate) factory: Arc<Factory>,
     pub(crate) info: watch::Sender<SessionInfo>,
     pub(crate) orders: mpsc::Receiver<Order>,
+    pub(crate) listens: watch::Sender<bool>,
 }
 
 struct Sockets {
@@ -85,6 +86,7 @@ impl Keeper {
             Ok((link, Some(sockets))) => (sockets, Some(link)),
             _ => (bind(&runtime)?, None),
         };
+        self.listens.send_replace(true);
         loop {
             let mut order = None;
             let mut found = match link.take() {

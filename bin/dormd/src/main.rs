@@ -54,13 +54,14 @@ async fn main() -> Result<()> {
     // The lock is ours, so whoever left this socket is gone.
     let _ = std::fs::remove_file(&socket);
     let listener = UnixListener::bind(&socket).with_context(folder)?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    table.listening(None).await;
     if let Some(mut ready) = ready {
         let _ = ready.write_all(b"ready\n");
     }
     let leftovers = Arc::clone(&table);
     tokio::spawn(async move { leftovers.end_leftovers().await });
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
     loop {
         tokio::select! {
             accepted = listener.accept() => match accepted {

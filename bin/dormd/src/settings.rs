@@ -211,6 +211,7 @@ impl Settings {
             cpus: self.cpus,
             memory_mib: self.memory_mib,
             storage_bytes: self.storage_bytes,
+            network: self.network,
             reopen_after_terminate: self.name.is_default(),
         }
     }

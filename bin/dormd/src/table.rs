@@ -32,6 +32,9 @@ const CHANGED_WITHIN: Duration = Duration::from_secs(10);
 /// How long the hooks may take to say whether a session may be: theirs, and the start of its host.
 const CREATED_WITHIN: Duration = Duration::from_secs(20);
 
+/// How long it may take until all sessions listen; a host that hangs may keep one of them from it.
+const LISTENING_WITHIN: Duration = Duration::from_secs(10);
+
 /// How long every session together may take when the service goes down.
 const SHUTDOWN_WITHIN: Duration = Duration::from_secs(65);
 
@@ -49,6 +52,8 @@ struct Row {
     info: watch::Receiver<SessionInfo>,
     orders: mpsc::Sender<Order>,
     keeper: JoinHandle<()>,
+    /// Turns true when somebody listens on the session's sockets.
+    listening: watch::Receiver<bool>,
     /// Absent for an ephemeral session, and when somebody else has the store: then its VM will not start.
     _store: Option<storage::Lock>,
 }
@@ -121,16 +126,36 @@ impl Table {
         DirBuilder::new().recursive(true).mode(0o700).create(&runtime)?;
         let (sender, info) = watch::channel(self.known(&settings));
         let (orders, inbox) = mpsc::channel(4);
+        let (listens, listening) = watch::channel(false);
         let keeper = Keeper {
             settings: settings.clone(),
             home: self.home.clone(),
             factory: Arc::clone(&self.factory),
             info: sender,
             orders: inbox,
+            listens,
         };
         let keeper = tokio::spawn(keeper.run());
-        self.rows().insert(settings.name.clone(), Row { settings, info, orders, keeper, _store: store });
+        let row = Row { settings, info, orders, keeper, listening, _store: store };
+        self.rows().insert(row.settings.name.clone(), row);
         Ok(())
+    }
+
+    /// Waits until somebody listens on the sockets of the sessions that are there, or of just this one, so that whoever is
+    /// told of one can connect.
+    pub(crate) async fn listening(&self, only: Option<&SessionName>) {
+        let is_meant = |row: &Row| only.is_none_or(|name| row.settings.name == *name);
+        let sessions: Vec<_> =
+            self.rows().values().filter(|row| is_meant(row)).map(|row| row.listening.clone()).collect();
+        let all = async {
+            for mut session in sessions {
+                // One that can't be served has been logged, and keeps nobody from the others.
+                let _ = session.wait_for(|listening| *listening).await;
+            }
+        };
+        if timeout(LISTENING_WITHIN, all).await.is_err() {
+            tracing::warn!("not every session listens yet");
+        }
     }
 
     /// What the last host left, or what can be told of a session that never had one.
@@ -204,6 +229,7 @@ impl Table {
             return Err(taken());
         }
         self.insert(settings, Some(store)).map_err(internal)?;
+        self.listening(Some(&wish.name)).await;
         let info = self.get(&wish.name)?;
         if let Err(refusal) = self.ask_hooks(&info).await {
             // It never was, so nobody is told of its end.

@@ -16,14 +16,14 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    ChangeSettings, CrashPolicy, IdleAction, IdleTimeout, RunningContainers, SessionId, SessionInfo,
-    SessionName,
+    ChangeSettings, CrashPolicy, IdleAction, IdleTimeout, NetworkKind, RunningContainers, SessionId,
+    SessionInfo, SessionName,
 };
 
 /// Longest message, in bytes.
 pub const LINE_BYTES_MAX: usize = 256 * 1024;
 
-/// A session's settings as its host needs them. The VM's size and network aren't among them: only the factory has these.
+/// A session's settings as its host needs them. The factory takes none of them from it: it has its own.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HostSettings {
     /// The session.
@@ -59,6 +59,8 @@ pub struct HostSettings {
     pub memory_mib: u64,
     /// For display: size of the data disk in bytes.
     pub storage_bytes: u64,
+    /// For display: the way out.
+    pub network: NetworkKind,
     /// Where the machine's hooks lie.
     pub machine_hooks: PathBuf,
     /// Does the first request after `terminate` open a new incarnation? Only for the default session.

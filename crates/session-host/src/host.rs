@@ -52,6 +52,9 @@ const SHUTDOWN_WITHIN: Duration = Duration::from_secs(60);
 /// How long hooks may take that are still to be told of the end.
 const HOOKS_WITHIN: Duration = Duration::from_secs(20);
 
+/// How long a host that has to go stays for clients that are being told of it.
+const LAST_WORD_WITHIN: Duration = Duration::from_secs(1);
+
 /// Connections at a time.
 const CONNECTIONS_MAX: usize = 1024;
 
@@ -358,6 +361,9 @@ impl Host {
         if timeout(HOOKS_WITHIN, self.served.owner.hooks_done()).await.is_err() {
             tracing::warn!("not every hook was done in time");
         }
+        // Whoever waits for the end hears of it before this process is gone.
+        let everybody = u32::try_from(CONNECTIONS_MAX).unwrap_or(u32::MAX);
+        let _ = timeout(LAST_WORD_WITHIN, self.clients.acquire_many(everybody)).await;
     }
 }
 

@@ -66,7 +66,7 @@ pub(crate) fn info(facts: &Facts, session: &Session, config: Config) -> SessionI
             core::CrashPolicy::Reopen => CrashPolicy::Reopen,
             core::CrashPolicy::Terminate => CrashPolicy::Terminate,
         },
-        network: network(record.as_ref()),
+        network: network(settings.network),
         storage: storage(&settings.storage, settings.storage_bytes),
         termination: view.termination.map(|end| TerminationInfo {
             reason: reason(end.reason),
@@ -140,16 +140,8 @@ pub(crate) fn how(how: StartHow) -> How {
     }
 }
 
-fn network(record: Option<&VmRecord>) -> NetworkInfo {
-    match record.map(|record| record.key.network) {
-        Some(dormouse_vm::NetworkKind::UserUnsafe) => {
-            NetworkInfo { kind: NetworkKind::User, host_loopback: true }
-        }
-        Some(dormouse_vm::NetworkKind::None) => NetworkInfo { kind: NetworkKind::None, host_loopback: false },
-        Some(dormouse_vm::NetworkKind::Passt) | None => {
-            NetworkInfo { kind: NetworkKind::Passt, host_loopback: false }
-        }
-    }
+fn network(kind: NetworkKind) -> NetworkInfo {
+    NetworkInfo { kind, host_loopback: kind == NetworkKind::User }
 }
 
 fn storage(path: &Path, size_bytes: u64) -> StorageInfo {

@@ -308,6 +308,7 @@ pub(super) fn facts(folder: &std::path::Path) -> Facts {
         cpus: 1,
         memory_mib: 512,
         storage_bytes: 1 << 30,
+        network: dormouse_api::NetworkKind::None,
         reopen_after_terminate: true,
     };
     let asleep = Asleep::load(folder, true);

@@ -42,6 +42,12 @@ pub trait Lease: Send + Sync + Sized + 'static {
     /// Connects to the engine.
     fn dial(&self) -> impl Future<Output = io::Result<Self::Stream>> + Send;
 
+    /// What was not as it should be when the engine was woken for this request. Told to its client alone, in the header
+    /// `Dormouse-Warning`.
+    fn warnings(&self) -> &[String] {
+        &[]
+    }
+
     /// Waits until the engine is lost although this is held, and says why.
     fn ended(&self) -> impl Future<Output = String> + Send + 'static;
 

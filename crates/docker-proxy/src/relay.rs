@@ -37,6 +37,10 @@ pub const STALLED_AFTER: Duration = Duration::from_secs(10 * 60);
 /// An answer that is only watched holds no more after so much silence.
 pub const QUIET_AFTER: Duration = Duration::from_secs(10);
 
+/// Warnings that one answer carries, and how long each may be, in bytes: clients read heads of a bounded size.
+const WARNINGS_MAX: usize = 16;
+const WARNING_BYTES_MAX: usize = 512;
+
 /// How a request ended.
 enum Next {
     /// The connection may carry another.
@@ -100,8 +104,16 @@ async fn exchange<'client, E: Engine>(
     };
     let patience = Patience::default();
     let ended = lease.ended();
-    let relaying =
-        Relaying { request: &request, class, reader, writer, pending, answered, patience: &patience };
+    let relaying = Relaying {
+        request: &request,
+        class,
+        warnings: warning_headers(lease.warnings()),
+        reader,
+        writer,
+        pending,
+        answered,
+        patience: &patience,
+    };
     let relaying = relaying.run(stream);
     tokio::pin!(relaying, ended);
     let mut lease = Some(lease);
@@ -168,11 +180,28 @@ async fn pass_chunks(
 struct Relaying<'a, 'client> {
     request: &'a RequestHead,
     class: Class,
+    /// Lines that are added to the answer's head.
+    warnings: Vec<u8>,
     reader: &'a mut ReadHalf<'client>,
     writer: &'a mut WriteHalf<'client>,
     pending: &'a mut BytesMut,
     answered: &'a mut bool,
     patience: &'a Patience,
+}
+
+/// Warnings as lines of a head. Whoever wrote them may not write other headers.
+fn warning_headers(warnings: &[String]) -> Vec<u8> {
+    let mut lines = String::new();
+    for warning in warnings.iter().take(WARNINGS_MAX) {
+        let printable = warning.chars().map(|letter| match letter {
+            ' '..='~' => letter,
+            _ => ' ',
+        });
+        lines.push_str("Dormouse-Warning: ");
+        lines.extend(printable.take(WARNING_BYTES_MAX));
+        lines.push_str("\r\n");
+    }
+    lines.into_bytes()
 }
 
 /// What follows an answer's head.
@@ -185,7 +214,7 @@ enum After {
 
 impl Relaying<'_, '_> {
     async fn run(self, mut engine: impl AsyncRead + AsyncWrite + Unpin) -> Result<Next, Broken> {
-        let Self { request, class, reader, writer, pending, answered, patience } = self;
+        let Self { request, class, warnings, reader, writer, pending, answered, patience } = self;
         let (mut from_engine, mut to_engine) = tokio::io::split(&mut engine);
         to_engine.write_all(&request.bytes).await.map_err(unreachable)?;
         let body = BodyScanner::new(request.framing);
@@ -201,10 +230,15 @@ impl Relaying<'_, '_> {
                     gone = &mut sending => return Err(gone),
                 };
                 *answered = true;
-                patience.of(STALLED_AFTER, writer.write_all(&head.bytes)).await?;
-                if !head.is_interim() {
-                    break head;
+                if head.is_interim() {
+                    patience.of(STALLED_AFTER, writer.write_all(&head.bytes)).await?;
+                    continue;
                 }
+                // The empty line that ends the head comes after what is added to it.
+                let (lines, end) = head.bytes.split_at(head.bytes.len() - 2);
+                let told = [lines, &warnings, end].concat();
+                patience.of(STALLED_AFTER, writer.write_all(&told)).await?;
+                break head;
             };
             if response.status == 101
                 || (class == Class::Hijacks && response.status == 200 && hijacked(&response))

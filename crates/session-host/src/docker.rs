@@ -124,6 +124,10 @@ impl dormouse_docker_proxy::Lease for RequestLease {
         self.lease.dial(Target::Engine).await.map_err(io::Error::other)
     }
 
+    fn warnings(&self) -> &[String] {
+        self.lease.warnings()
+    }
+
     fn ended(&self) -> impl Future<Output = String> + Send + 'static {
         self.lease.ended()
     }

@@ -15,10 +15,13 @@ struct Script {
     refusal: Option<Refusal>,
 }
 
+const WARNING: &str = "a volume\r\nX-Evil: is gone";
+
 /// A lease; a strong one counts.
 struct Held {
     script: Script,
     strong: bool,
+    warnings: Vec<String>,
 }
 
 impl Drop for Held {
@@ -57,7 +60,8 @@ impl Engine for Script {
             Some(refusal) => Err(refusal.clone()),
             None => {
                 self.held.send_modify(|held| *held += 1);
-                Ok(Held { script: self.clone(), strong: true })
+                let warnings = if request.target == "/woke" { vec![WARNING.to_owned()] } else { Vec::new() };
+                Ok(Held { script: self.clone(), strong: true, warnings })
             }
         }
     }
@@ -77,6 +81,10 @@ impl Lease for Held {
         let (ours, theirs) = duplex(1024);
         self.script.dials.send(theirs).await.map_err(io::Error::other)?;
         Ok(ours)
+    }
+
+    fn warnings(&self) -> &[String] {
+        &self.warnings
     }
 
     fn ended(&self) -> impl Future<Output = String> + Send + 'static {
@@ -153,6 +161,19 @@ async fn pipelined_requests_are_served_in_order_and_hold_nothing_between() {
     stage.client.shutdown().await.unwrap();
     stage.relay.await.unwrap();
     assert_eq!(*stage.held.borrow(), 0);
+}
+
+#[tokio::test]
+async fn warnings_are_told_in_the_answer_to_the_request_that_woke_and_can_forge_no_header() {
+    let mut stage = stage(None);
+    let answer = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n";
+    let told = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nDormouse-Warning: a volume  X-Evil: is gone\r\n\r\n";
+    for (request, head) in [("GET /woke HTTP/1.1\r\n\r\n", told), ("GET /next HTTP/1.1\r\n\r\n", answer)] {
+        let mut engine = stage.ask(request).await;
+        engine.write_all(format!("{answer}ok").as_bytes()).await.unwrap();
+        expect(&mut stage.client, &format!("{head}ok")).await;
+    }
+    stage.leave().await;
 }
 
 #[tokio::test]

@@ -4,6 +4,7 @@ mod crashing;
 mod holding;
 mod hooking;
 mod idling;
+mod pace;
 mod stage;
 mod starting;
 mod stopping;

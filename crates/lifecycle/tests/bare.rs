@@ -45,7 +45,13 @@ fn the_core_needs_no_operating_system() {
     compile(&["--crate-type", "rlib", "--crate-name", "dormouse_lifecycle", core], folder.path());
     std::fs::write(folder.path().join("bare.rs"), BARE).unwrap();
     compile(
-        &["--crate-type", "staticlib", "--extern", "dormouse_lifecycle=libdormouse_lifecycle.rlib", "bare.rs"],
+        &[
+            "--crate-type",
+            "staticlib",
+            "--extern",
+            "dormouse_lifecycle=libdormouse_lifecycle.rlib",
+            "bare.rs",
+        ],
         folder.path(),
     );
 }

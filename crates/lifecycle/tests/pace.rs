@@ -33,7 +33,7 @@ fn a_lease_costs_few_instructions_and_the_millionth_no_more_than_the_first() {
 fn instructions_after(leases: u64) -> u64 {
     let output = Command::new("valgrind")
         .args(["--tool=callgrind", "--callgrind-out-file=/dev/null", "--toggle-collect=*measured*"])
-        .arg(env::current_exe().unwrap())
+        .arg(env::current_exe().expect("this test has a path"))
         .args(["--exact", "every_lease_is_granted_and_taken_back"])
         .env(BEFORE, leases.to_string())
         .output()

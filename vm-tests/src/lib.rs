@@ -129,7 +129,8 @@ pub async fn greet(vm: &Vm) -> Result<Agent> {
     let mut port = vm.agent().await?;
     let nonce = Nonce(u128::from(std::process::id()));
     dormouse_mux::connect(&mut port, nonce, Instant::now() + BOOT_WITHIN).await?;
-    let agent = Agent::new(Mux::client(port, Limits::AGENT));
+    let mux = Mux::client(port, Limits::AGENT);
+    let agent = Agent::new(mux.clone(), mux);
     agent.hello("hello").await?;
     Ok(agent)
 }

@@ -8,16 +8,16 @@ use anyhow::{Context as _, Result};
 use dormouse_agent_proto::{
     Answer, Boot, Failure, FailureCode, GuestEvent, Identity, Reply, Request, Target, VERSION,
 };
-use dormouse_mux::{JsonError, Limits, Mux, Stream, read_json, write_json};
+use dormouse_mux::{JsonError, Limits, Mux, Stream, both_ways, read_json, write_json};
 use rustix::time::{ClockId, Timespec, clock_gettime, clock_settime};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, copy_bidirectional};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{sleep, timeout};
 
 use crate::freeze::Freezer;
 use crate::port::Port;
-use crate::{console, disk, engine, identity, process};
+use crate::{console, datagrams, disk, engine, identity, process};
 use dormouse_agent_proto::EngineState;
 
 /// How often a port without a host is looked at: the kernel can't be waited on for a host that comes.
@@ -157,12 +157,31 @@ async fn close(mut stream: Stream) -> Result<(), JsonError> {
     Ok(())
 }
 
-async fn dial(stream: Stream, target: Target) -> Result<(), JsonError> {
+async fn dial(mut stream: Stream, target: Target) -> Result<(), JsonError> {
     match &target {
         Target::Engine => splice(stream, UnixStream::connect(engine::SOCKET)).await,
         Target::Unix(path) => splice(stream, UnixStream::connect(path)).await,
         Target::Tcp(address) => splice(stream, TcpStream::connect(address)).await,
+        Target::Udp(address) => match datagrams::connect(address).await {
+            Ok(socket) => {
+                write_json(&mut stream, &Reply::Ok(Answer::Done)).await?;
+                datagrams::relay(stream, socket).await;
+                Ok(())
+            }
+            Err(error) => refuse_dial(stream, &error).await,
+        },
     }
+}
+
+async fn refuse_dial(stream: Stream, error: &std::io::Error) -> Result<(), JsonError> {
+    use std::io::ErrorKind;
+    let code = match error.kind() {
+        ErrorKind::NotFound => FailureCode::NotFound,
+        ErrorKind::ConnectionRefused => FailureCode::Refused,
+        ErrorKind::InvalidInput => FailureCode::Invalid,
+        _ => FailureCode::Io,
+    };
+    refuse(stream, code, &format!("can't connect in the guest: {error}")).await
 }
 
 async fn splice<T>(
@@ -172,22 +191,13 @@ async fn splice<T>(
 where
     T: AsyncRead + AsyncWrite + Unpin,
 {
-    use std::io::ErrorKind;
     let connected = timeout(REQUEST_WITHIN, connect).await.unwrap_or_else(|late| Err(late.into()));
     let mut socket = match connected {
         Ok(socket) => socket,
-        Err(error) => {
-            let code = match error.kind() {
-                ErrorKind::NotFound => FailureCode::NotFound,
-                ErrorKind::ConnectionRefused => FailureCode::Refused,
-                ErrorKind::InvalidInput => FailureCode::Invalid,
-                _ => FailureCode::Io,
-            };
-            return refuse(stream, code, &format!("can't connect in the guest: {error}")).await;
-        }
+        Err(error) => return refuse_dial(stream, &error).await,
     };
     write_json(&mut stream, &Reply::Ok(Answer::Done)).await?;
-    copy_bidirectional(&mut stream, &mut socket).await?;
+    both_ways(&mut stream, &mut socket).await;
     Ok(())
 }
 

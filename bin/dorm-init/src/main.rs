@@ -21,6 +21,7 @@
 
 mod agent;
 mod console;
+mod datagrams;
 mod disk;
 mod engine;
 mod freeze;

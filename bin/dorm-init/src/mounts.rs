@@ -99,6 +99,9 @@ pub(crate) fn set_kernel_parameters() -> Result<()> {
     for (name, value) in [
         ("net/ipv4/ip_forward", "1"),
         ("net/ipv6/conf/all/forwarding", "1"),
+        // A port may be published at an address of the host, which the guest hasn't.
+        ("net/ipv4/ip_nonlocal_bind", "1"),
+        ("net/ipv6/ip_nonlocal_bind", "1"),
         ("net/bridge/bridge-nf-call-iptables", "1"),
         ("net/bridge/bridge-nf-call-ip6tables", "1"),
         ("fs/inotify/max_user_instances", "1024"),

@@ -20,16 +20,18 @@
 //! | request | after the reply |
 //! |---|---|
 //! | `Hello`, `Sync`, `SetClock`, `Freeze`, `Wake`, `GrowDisk`, `PowerOff` | closed |
-//! | `Dial` | raw bytes, both directions, half-close kept |
+//! | `Dial` | raw bytes, both directions, half-close kept; of UDP, datagrams |
 //! | `Run` | [`ProcessFrame`]s, both directions |
 //! | `Watch` | length-prefixed JSON [`GuestEvent`]s from the guest, until closed |
 //!
 //! On the port `ports` only `Dial` is served, so that a flood of forwarded connections can't starve control.
 
+mod datagram;
 mod frame;
 mod preamble;
 mod process;
 
+pub use datagram::{DATAGRAM_BYTES_MAX, decode_datagram, encode_datagram};
 pub use frame::{FrameError, JSON_BYTES_MAX, decode_json, encode_json};
 pub use preamble::{Boot, Nonce, PREAMBLE_LINE_MAX, PreambleError};
 pub use process::{PROCESS_PAYLOAD_MAX, ProcessFrame, ProcessFrameError};
@@ -109,6 +111,9 @@ pub enum Target {
     Unix(String),
     /// A TCP address as seen from the guest's root namespace, e.g. `172.17.0.2:80`.
     Tcp(String),
+    /// A UDP address as seen from the guest's root namespace. The stream carries datagrams, each behind its length as a
+    /// big-endian `u16`.
+    Udp(String),
 }
 
 /// A process in the VM's root namespace.

@@ -6,7 +6,7 @@
 //!        Size ── ";" or blank ──► Extension ── CR ──► SizeEnd ───┤
 //!          └──────────── CR ─────────────────────────►           │ size = 0
 //!                                                                ▼
-//!        Done ◄── LF ── FinalEnd ◄── CR ── TrailerStart ◄──► TrailerLine
+//!        Done ◄── LF ── FinalEnd ◄── CR ── TrailerStart ◄──► TrailerName, TrailerLine
 //! ```
 
 /// Most bytes of extensions in one chunk's size line.
@@ -47,6 +47,7 @@ enum State {
     DataEnd,
     DataLineFeed,
     TrailerStart { length: u32 },
+    TrailerName { length: u32 },
     TrailerLine { length: u32 },
     TrailerLineFeed { length: u32 },
     FinalEnd,
@@ -110,7 +111,13 @@ impl State {
             (Self::DataLineFeed, b'\n') => Ok(Self::default()),
             (Self::TrailerStart { .. }, b'\r') => Ok(Self::FinalEnd),
             (Self::TrailerLine { length }, b'\r') => Ok(Self::TrailerLineFeed { length }),
-            (Self::TrailerStart { length } | Self::TrailerLine { length }, byte) => {
+            (Self::TrailerName { length }, b':') => {
+                Ok(Self::TrailerLine { length: one_more(b':', length, TRAILER_BYTES_MAX)? })
+            }
+            (Self::TrailerStart { length } | Self::TrailerName { length }, byte) if is_token(byte) => {
+                Ok(Self::TrailerName { length: one_more(byte, length, TRAILER_BYTES_MAX)? })
+            }
+            (Self::TrailerLine { length }, byte) => {
                 Ok(Self::TrailerLine { length: one_more(byte, length, TRAILER_BYTES_MAX)? })
             }
             (Self::TrailerLineFeed { length }, b'\n') => Ok(Self::TrailerStart { length }),
@@ -130,6 +137,11 @@ fn after_size(value: u64, digits: u8, byte: u8) -> Result<State, ChunkError> {
         (None, b';' | b' ' | b'\t') => Ok(State::Extension { size: value, length: 1 }),
         (None, _) => Err(ChunkError::Size),
     }
+}
+
+/// RFC 9110, section 5.6.2: what a field's name is made of.
+fn is_token(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 
 fn one_more(byte: u8, length: u32, limit: u32) -> Result<u32, ChunkError> {
@@ -176,6 +188,10 @@ mod tests {
             (b"3\r\nabc\n", ChunkError::Line),
             (b"0\r\nA: b\n", ChunkError::Line),
             (b"0\r\n\rx", ChunkError::Line),
+            (b"0\r\nno colon\r\n", ChunkError::Line),
+            (b"0\r\nA\r\n\r\n", ChunkError::Line),
+            (b"0\r\n: b\r\n\r\n", ChunkError::Line),
+            (b"0\r\nA : b\r\n\r\n", ChunkError::Line),
             (b"00000000000000001\r\n", ChunkError::TooLarge),
         ] {
             assert_eq!(decode(bytes), Err(error), "{:?}", String::from_utf8_lossy(bytes));

@@ -7,8 +7,10 @@ pub enum Class {
     Reads,
     /// The engine; the VM stays up until the answer is complete.
     Holds,
-    /// As `Holds`; its body may name paths of the host, and is looked at before anything is woken.
-    Mounts,
+    /// As `Holds`; its body may name paths and ports of the host, and is looked at before anything is woken.
+    Creates,
+    /// As `Holds`; whoever serves the session prepares for it, and hears of the answer before the client does.
+    Starts,
     /// The engine; the connection becomes a byte stream, and the VM stays up until both sides have ended it.
     Hijacks,
     /// The engine; an answer that was silent for [`crate::QUIET_AFTER`] is only being watched, and then keeps nothing
@@ -28,7 +30,7 @@ enum When {
     NotFalse(&'static str),
 }
 
-use Class::{Events, Follows, Hijacks, Holds, Mounts, Reads, Weak};
+use Class::{Creates, Events, Follows, Hijacks, Holds, Reads, Starts, Weak};
 use When::{Always, NotFalse, True};
 
 /// Method, path after the version, query, class. `*` is one segment, `**` one or more (names of images have slashes).
@@ -64,7 +66,9 @@ const TABLE: &[(&str, &str, When, Class)] = &[
     ("GET", "/containers/*/attach/ws", Always, Hijacks),
     ("POST", "/containers/*/attach", Always, Hijacks),
     ("POST", "/containers/*/wait", Always, Holds),
-    ("POST", "/containers/create", Always, Mounts),
+    ("POST", "/containers/create", Always, Creates),
+    ("POST", "/containers/*/start", Always, Starts),
+    ("POST", "/containers/*/restart", Always, Starts),
     ("POST", "/containers/prune", Always, Holds),
     ("POST", "/containers/*/*", Always, Holds),
     ("DELETE", "/containers/*", Always, Holds),
@@ -87,7 +91,7 @@ const TABLE: &[(&str, &str, When, Class)] = &[
     // Volumes and networks.
     ("GET", "/volumes", Always, Reads),
     ("GET", "/volumes/*", Always, Reads),
-    ("POST", "/volumes/create", Always, Mounts),
+    ("POST", "/volumes/create", Always, Creates),
     ("POST", "/volumes/prune", Always, Holds),
     ("PUT", "/volumes/*", Always, Holds),
     ("DELETE", "/volumes/*", Always, Holds),
@@ -139,6 +143,12 @@ fn is_true(query: &str, name: &str) -> Option<bool> {
     Some(!matches!(value.to_ascii_lowercase().trim(), "" | "0" | "no" | "false" | "none"))
 }
 
+/// The container that a request of the class [`Class::Starts`] starts, as the client names it.
+#[must_use]
+pub fn started_by(target: &str) -> Option<&str> {
+    without_version(target.split('?').next()?).strip_prefix("/containers/")?.split('/').next()
+}
+
 /// `/v1.45` of `/v1.45/info`; empty if there is none.
 #[must_use]
 pub fn version_of(target: &str) -> &str {
@@ -188,7 +198,8 @@ mod tests {
             ("GET", "/v1.45/containers/json", Reads),
             ("HEAD", "/_ping", Reads),
             ("GET", "/volumes", Reads),
-            ("POST", "/v1.45/containers/create?name=x", Mounts),
+            ("POST", "/v1.45/containers/create?name=x", Creates),
+            ("POST", "/v1.45/containers/x/start", Starts),
             ("GET", "/", Holds),
             ("GET", "/v1.45/", Holds),
             ("PATCH", "/containers/json", Holds),
@@ -232,6 +243,13 @@ mod tests {
         ] {
             assert_eq!(Class::of(method, target), class, "{method} {target}");
         }
+    }
+
+    #[test]
+    fn who_is_started_is_known() {
+        assert_eq!(started_by("/v1.45/containers/web/start?detachKeys=x"), Some("web"));
+        assert_eq!(started_by("/containers/ab12/restart"), Some("ab12"));
+        assert_eq!(started_by("/images/x/tag"), None);
     }
 
     #[test]

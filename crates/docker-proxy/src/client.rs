@@ -61,7 +61,8 @@ pub(crate) async fn request_head(
 ) -> Result<Option<RequestHead>, Broken> {
     let mut scanner = HeadScanner::default();
     skip_empty_lines(pending);
-    while pending.is_empty() {
+    // Half of an empty line may still become one.
+    while pending.is_empty() || pending.as_ref() == b"\r" {
         if reader.read_buf(pending).await? == 0 {
             return Ok(None);
         }

@@ -32,6 +32,12 @@ pub trait Engine: Clone + Send + Sync + 'static {
 
     /// What becomes of a bind mount of this path of the host.
     fn mount(&self, source: &str) -> Mount;
+
+    /// A number of the host for a port that is to be published, whatever its number. `None`: the engine may choose.
+    fn free_port(&self) -> Option<u16>;
+
+    /// A request of the class [`Class::Starts`] was answered; the client hears of it after this.
+    fn started(&self) -> impl Future<Output = ()> + Send;
 }
 
 /// The engine, for one request; gone when dropped.

@@ -1,7 +1,8 @@
 //! The relay behind a session's `docker.sock`: a lease for each request, bytes passed on as they came.
 //!
 //! It works per request, not per connection: a client that keeps its connection open holds nothing. Heads are parsed to
-//! know what is asked and where bodies end; nothing is rewritten but paths of the host that are others in the VM. The engine gets a connection of its own for each
+//! know what is asked and where bodies end; nothing is rewritten but paths of the host that are others in the VM,
+//! and ports that are published without a number. The engine gets a connection of its own for each
 //! request, which is dropped after the answer.
 
 mod chunked;
@@ -11,11 +12,12 @@ mod engine;
 mod framing;
 mod head;
 mod mounts;
+mod publish;
 mod relay;
 mod stream;
 
 pub use chunked::{ChunkError, ChunkScanner, EXTENSION_BYTES_MAX, TRAILER_BYTES_MAX};
-pub use class::{Class, version_of};
+pub use class::{Class, started_by, version_of};
 pub use engine::{Answer, Engine, Lease, Refusal};
 pub use framing::{BodyFraming, BodyScanner, FramingError};
 pub use head::{

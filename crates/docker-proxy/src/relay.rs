@@ -28,8 +28,8 @@ use crate::client::{BUFFER_BYTES, Broken, finish, request_head, until_gone, unti
 use crate::engine::{Answer, Engine, Lease};
 use crate::framing::{BodyFraming, BodyScanner};
 use crate::head::{HeadError, HeadScanner, RequestHead, ResponseHead, parse_response};
-use crate::mounts;
 use crate::stream::{Patience, splice};
+use crate::{mounts, publish};
 
 /// A client that is waited for so long holds no more: it may be a stopped process, or a pager that nobody scrolls.
 pub const STALLED_AFTER: Duration = Duration::from_secs(10 * 60);
@@ -88,8 +88,8 @@ async fn exchange<'client, E: Engine>(
         pass_own(answer, reader, writer, pending).await?;
         return Ok(if request.keep_alive { Next::KeepAlive } else { Next::Close });
     }
-    if class == Class::Mounts {
-        request = settle_mounts(request, engine, reader, writer, pending).await?;
+    if class == Class::Creates {
+        request = settle(request, engine, reader, writer, pending).await?;
     }
     let ready = async {
         let lease = engine.lease(&request, class).await.map_err(Broken::Refused)?;
@@ -104,8 +104,10 @@ async fn exchange<'client, E: Engine>(
     };
     let patience = Patience::default();
     let ended = lease.ended();
+    let request = &request;
     let relaying = Relaying {
-        request: &request,
+        session: engine,
+        request,
         class,
         warnings: warning_headers(lease.warnings()),
         reader,
@@ -131,8 +133,8 @@ async fn exchange<'client, E: Engine>(
     }
 }
 
-/// Reads the body of a request that may name paths of the host, and gives the request that the engine may see.
-async fn settle_mounts<E: Engine>(
+/// Reads the body of a request that may name paths and ports of the host, and gives the request that the engine may see.
+async fn settle<E: Engine>(
     request: RequestHead,
     engine: &E,
     reader: &mut ReadHalf<'_>,
@@ -140,9 +142,12 @@ async fn settle_mounts<E: Engine>(
     pending: &mut BytesMut,
 ) -> Result<RequestHead, Broken> {
     let body = whole_body(&request, reader, writer, pending).await?;
-    let settled = mounts::settle(&body, |source| engine.mount(source));
-    let settled = settled.map_err(|why| Broken::refused(400, why))?;
-    Ok(request.with_body(&settled.unwrap_or(body)))
+    // What isn't JSON is the engine's to complain about.
+    let Ok(mut wish) = serde_json::from_slice(&body) else { return Ok(request.with_body(&body)) };
+    let mounts = mounts::settle(&mut wish, |source| engine.mount(source));
+    let ports = publish::settle(&mut wish, || engine.free_port());
+    let changed = mounts.map_err(|why| Broken::refused(400, why))? || ports;
+    Ok(if changed { request.with_body(wish.to_string().as_bytes()) } else { request.with_body(&body) })
 }
 
 /// Passes an answer on that isn't the engine's.
@@ -177,7 +182,8 @@ async fn pass_chunks(
 }
 
 /// One request on its way to the engine, and the answer on its way back.
-struct Relaying<'a, 'client> {
+struct Relaying<'a, 'client, E> {
+    session: &'a E,
     request: &'a RequestHead,
     class: Class,
     /// Lines that are added to the answer's head.
@@ -212,9 +218,9 @@ enum After {
     Hijacked,
 }
 
-impl Relaying<'_, '_> {
+impl<E: Engine> Relaying<'_, '_, E> {
     async fn run(self, mut engine: impl AsyncRead + AsyncWrite + Unpin) -> Result<Next, Broken> {
-        let Self { request, class, warnings, reader, writer, pending, answered, patience } = self;
+        let Self { session, request, class, warnings, reader, writer, pending, answered, patience } = self;
         let (mut from_engine, mut to_engine) = tokio::io::split(&mut engine);
         to_engine.write_all(&request.bytes).await.map_err(unreachable)?;
         let body = BodyScanner::new(request.framing);
@@ -229,6 +235,9 @@ impl Relaying<'_, '_> {
                     head = answer.head(&mut from_engine, &request.method) => head?,
                     gone = &mut sending => return Err(gone),
                 };
+                if class == Class::Starts {
+                    session.started().await;
+                }
                 *answered = true;
                 if head.is_interim() {
                     patience.of(STALLED_AFTER, writer.write_all(&head.bytes)).await?;

@@ -41,13 +41,15 @@ pub enum AgentError {
 #[derive(Debug, Clone)]
 pub struct Agent {
     mux: Mux,
+    ports: Mux,
 }
 
 impl Agent {
-    /// An agent behind this channel, whose preamble is done.
+    /// An agent behind these channels, whose preambles are done: `agent`, and `ports` for what is forwarded. Where there
+    /// is one channel only it can be both.
     #[must_use]
-    pub fn new(mux: Mux) -> Self {
-        Self { mux }
+    pub fn new(mux: Mux, ports: Mux) -> Self {
+        Self { mux, ports }
     }
 
     /// Waits for the end of the channel, and says why it ended.
@@ -57,7 +59,7 @@ impl Agent {
 
     /// Hangs up, and waits until the connection is over.
     pub async fn close(&self) {
-        self.mux.close().await;
+        tokio::join!(self.mux.close(), self.ports.close());
     }
 
     /// Asks who is there, and checks that it is who answered the preamble.
@@ -78,7 +80,15 @@ impl Agent {
     /// # Errors
     /// See [`AgentError`].
     pub async fn dial(&self, target: Target) -> Result<Stream, AgentError> {
-        Ok(self.ask(Request::Dial(target), REPLY_WITHIN).await?.1)
+        Ok(ask(&self.mux, Request::Dial(target), REPLY_WITHIN).await?.1)
+    }
+
+    /// Connects to a socket in the guest over the channel for forwards, where no flood starves the others.
+    ///
+    /// # Errors
+    /// See [`AgentError`].
+    pub async fn forward(&self, target: Target) -> Result<Stream, AgentError> {
+        Ok(ask(&self.ports, Request::Dial(target), REPLY_WITHIN).await?.1)
     }
 
     /// Starts a root process.
@@ -150,16 +160,20 @@ impl Agent {
     }
 
     async fn ask(&self, request: Request, within: Duration) -> Result<(Answer, Stream), AgentError> {
-        let asking = async {
-            let mut stream = self.mux.open().await?;
-            write_json(&mut stream, &request).await?;
-            match read_json(&mut stream).await? {
-                Reply::Ok(answer) => Ok((answer, stream)),
-                Reply::Err(failure) => Err(AgentError::Failed(failure)),
-            }
-        };
-        timeout(within, asking).await.map_err(|_| AgentError::Late(within))?
+        ask(&self.mux, request, within).await
     }
+}
+
+async fn ask(mux: &Mux, request: Request, within: Duration) -> Result<(Answer, Stream), AgentError> {
+    let asking = async {
+        let mut stream = mux.open().await?;
+        write_json(&mut stream, &request).await?;
+        match read_json(&mut stream).await? {
+            Reply::Ok(answer) => Ok((answer, stream)),
+            Reply::Err(failure) => Err(AgentError::Failed(failure)),
+        }
+    };
+    timeout(within, asking).await.map_err(|_| AgentError::Late(within))?
 }
 
 /// What happens in the guest, as it happens.

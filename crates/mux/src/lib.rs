@@ -6,11 +6,13 @@
 //! - [`read_json`] and [`write_json`] are the frames in front of a stream's own bytes.
 
 mod agent;
+mod copy;
 mod json;
 mod multiplexer;
 mod preamble;
 
 pub use agent::{Agent, AgentError, ProcessStreamError, RootProcess, Watch, read_process_frame};
+pub use copy::both_ways;
 pub use json::{JsonError, read_json, write_json};
 pub use multiplexer::{Limits, Mux, MuxError, Stream};
 pub use preamble::{HandshakeError, answer, connect};

@@ -22,17 +22,16 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
-use dormouse_docker_proxy::{
-    BodyScanner, HeadScanner, RequestHead, ResponseHead, parse_response, version_of,
-};
+use bytes::Bytes;
+use dormouse_docker_proxy::{RequestHead, ResponseHead, version_of};
 use jiff::Timestamp;
 use serde::Deserialize;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, timeout, timeout_at};
 
 use self::answers::{Answers, Kept, Question};
 use self::present::{containers_with_a_time, take_apart};
+use crate::fetch;
 
 /// What is asked for each version of the API: what the docker CLI, compose and IDEs ask of their own accord.
 const FIXED: &[(&str, &str)] = &[
@@ -302,47 +301,13 @@ where
                 Some(stream) => stream,
                 None => (self.dial)().await?,
             };
-            let request = format!("{method} {target} HTTP/1.1\r\nHost: docker\r\n\r\n");
-            stream.write_all(request.as_bytes()).await?;
-            let (head, body) = response(&mut stream, method).await?;
+            let (head, body) = fetch::ask(&mut stream, method, target, ANSWER_BYTES_MAX).await?;
             if head.keep_alive {
                 self.stream = Some(stream);
             }
             Ok((head, body))
         };
         timeout(ANSWER_WITHIN, asking).await?
-    }
-}
-
-async fn response(
-    stream: &mut (impl AsyncRead + Unpin),
-    method: &str,
-) -> io::Result<(ResponseHead, Vec<u8>)> {
-    let (mut scanner, mut bytes) = (HeadScanner::default(), BytesMut::new());
-    let head = loop {
-        if let Some(head) = scanner.take(&mut bytes).map_err(io::Error::other)? {
-            break parse_response(head, method).map_err(io::Error::other)?;
-        }
-        if stream.read_buf(&mut bytes).await? == 0 {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
-    };
-    let (mut scanner, mut body) = (BodyScanner::new(head.framing), Vec::new());
-    loop {
-        let used = scanner.advance(&bytes, |part| body.extend_from_slice(part)).map_err(io::Error::other)?;
-        let _ = bytes.split_to(used);
-        if scanner.is_done() {
-            return Ok((head, body));
-        }
-        if body.len() > ANSWER_BYTES_MAX {
-            return Err(io::Error::other("the answer is too long to be kept"));
-        }
-        if stream.read_buf(&mut bytes).await? == 0 {
-            return match scanner.is_until_close() {
-                true => Ok((head, body)),
-                false => Err(io::ErrorKind::UnexpectedEof.into()),
-            };
-        }
     }
 }
 

@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use dormouse_agent_proto::Target;
+use dormouse_api::link::HostSettings;
 use dormouse_api::{Phase, SessionState};
-use dormouse_docker_proxy::{Answer, Class, Engine, Mount, Refusal, RequestHead};
+use dormouse_docker_proxy::{Answer, Class, Engine, Mount, Refusal, RequestHead, started_by};
 use dormouse_lifecycle::{HoldKind, Policy};
 use dormouse_mux::Stream;
 
@@ -15,13 +16,40 @@ use crate::asleep::Asleep;
 use crate::events::Events;
 use crate::hooks::Verdict;
 use crate::owner::{Claimant, HeldLease, Owner};
+use crate::ports::{Ports, Starting};
+
+/// What clients see of a session beside its engine. Clones are the same.
+#[derive(Debug, Clone)]
+pub struct Face {
+    /// What is answered while the VM sleeps.
+    pub asleep: Asleep,
+    /// What has happened in the engine.
+    pub events: Events,
+    /// The doors to containers.
+    pub ports: Ports,
+}
+
+impl Face {
+    /// What the last host left.
+    #[must_use]
+    pub fn load(session_dir: &Path, settings: &HostSettings) -> Self {
+        // Sessions differ in their ids; numbers for their ports are to differ as well.
+        let seed = settings.id.as_str().bytes().fold(u64::from(settings.owner), |seed, byte| {
+            seed.wrapping_mul(31).wrapping_add(u64::from(byte))
+        });
+        Self {
+            asleep: Asleep::load(session_dir, settings.asleep_answers),
+            events: Events::load(session_dir),
+            ports: Ports::new(seed),
+        }
+    }
+}
 
 /// The session's engine as one client sees it.
 #[derive(Debug, Clone)]
 pub(crate) struct SessionEngine {
     pub(crate) owner: Owner,
-    pub(crate) asleep: Asleep,
-    pub(crate) events: Events,
+    pub(crate) face: Face,
     /// Who the client is, in words.
     pub(crate) client: Arc<str>,
     /// May its requests start a VM? A hook's may not.
@@ -34,6 +62,7 @@ pub(crate) struct RequestLease {
     lease: HeldLease,
     owner: Owner,
     claimant: Claimant,
+    _starting: Option<Starting>,
 }
 
 impl Engine for SessionEngine {
@@ -43,14 +72,14 @@ impl Engine for SessionEngine {
         let watched = self.owner.info();
         let info = watched.borrow();
         if class == Class::Events && request.is_http_1_1 && info.state == SessionState::Running {
-            return self.events.answer(&request.target, watched.clone()).map(Some);
+            return self.face.events.answer(&request.target, watched.clone()).map(Some);
         }
         if class != Class::Reads {
             return Ok(None);
         }
-        self.asleep.asked(request);
+        self.face.asleep.asked(request);
         let sleeps = info.vm.phase == Phase::Absent && info.state == SessionState::Running;
-        let answer = sleeps.then(|| self.asleep.answer(request, info.vm.generation)).flatten();
+        let answer = sleeps.then(|| self.face.asleep.answer(request, info.vm.generation)).flatten();
         Ok(answer.map(Answer::Whole))
     }
 
@@ -67,12 +96,60 @@ impl Engine for SessionEngine {
             let error = refused.to_api();
             Refusal { status: error.code.status(), message: error.message }
         })?;
-        self.ask_hooks(&lease, request).await?;
-        Ok(RequestLease { lease, owner: self.owner.clone(), claimant })
+        let starting = match started_by(&request.target).filter(|_| class == Class::Starts) {
+            Some(container) => {
+                self.ask_hooks(&lease, container).await?;
+                self.prepare(&lease, container).await?
+            }
+            None => None,
+        };
+        Ok(RequestLease { lease, owner: self.owner.clone(), claimant, _starting: starting })
+    }
+
+    fn free_port(&self) -> Option<u16> {
+        self.face.ports.free()
+    }
+
+    async fn started(&self) {
+        let claimant = Claimant {
+            kind: HoldKind::Request,
+            policy: Policy::ExistingOnly,
+            owner: self.client.to_string(),
+            reason: "what was started is published".to_owned(),
+        };
+        // A VM that is gone has started nothing.
+        if let Ok(lease) = self.owner.lease(claimant).await {
+            let dial = || async { lease.dial(Target::Engine).await.map_err(io::Error::other) };
+            self.face.ports.compare(dial).await;
+        }
     }
 
     fn mount(&self, source: &str) -> Mount {
         mount(source, &self.owner.info().borrow().docker_socket)
+    }
+}
+
+impl SessionEngine {
+    /// Hooks may forbid the start of a container; what a hook itself starts isn't asked about.
+    async fn ask_hooks(&self, lease: &HeldLease, container: &str) -> Result<(), Refusal> {
+        if self.policy == Policy::ExistingOnly {
+            return Ok(());
+        }
+        match self.owner.may_start(lease.generation(), container.to_owned()).await {
+            Verdict::Fine => Ok(()),
+            Verdict::Veto(words) => {
+                Err(Refusal { status: 403, message: format!("a hook refused it: {words}") })
+            }
+        }
+    }
+
+    /// The host's side of a container's ports, before the engine is asked to start it.
+    async fn prepare(&self, lease: &HeldLease, container: &str) -> Result<Option<Starting>, Refusal> {
+        match lease.dial(Target::Engine).await {
+            Ok(mut engine) => self.face.ports.start(&mut engine, container).await,
+            // The request itself meets the same error, and tells it.
+            Err(_) => Ok(None),
+        }
     }
 }
 
@@ -92,31 +169,6 @@ fn mount(source: &str, docker_socket: &Path) -> Mount {
     }
 }
 
-impl SessionEngine {
-    /// Hooks may forbid the start of a container; what a hook itself starts isn't asked about.
-    async fn ask_hooks(&self, lease: &HeldLease, request: &RequestHead) -> Result<(), Refusal> {
-        let Some(container) = started(&request.method, &request.target) else { return Ok(()) };
-        if self.policy == Policy::ExistingOnly {
-            return Ok(());
-        }
-        match self.owner.may_start(lease.generation(), container.to_owned()).await {
-            Verdict::Fine => Ok(()),
-            Verdict::Veto(words) => {
-                Err(Refusal { status: 403, message: format!("a hook refused it: {words}") })
-            }
-        }
-    }
-}
-
-/// The container that a request starts, as the client names it.
-fn started<'a>(method: &str, target: &'a str) -> Option<&'a str> {
-    let path = target.split('?').next().unwrap_or(target);
-    let mut segments = path.rsplit('/');
-    let (verb, container, kind) = (segments.next()?, segments.next()?, segments.next()?);
-    let starts = method == "POST" && kind == "containers" && (verb == "start" || verb == "restart");
-    starts.then_some(container)
-}
-
 impl dormouse_docker_proxy::Lease for RequestLease {
     type Stream = Stream;
 
@@ -133,11 +185,12 @@ impl dormouse_docker_proxy::Lease for RequestLease {
     }
 
     async fn weaken(self) -> Option<Self> {
-        let Self { lease, owner, claimant } = self;
+        let Self { lease, owner, claimant, _starting: _ } = self;
         let claimant = Claimant { kind: HoldKind::Events, policy: Policy::ExistingOnly, ..claimant };
         // The strong one goes only now, so that the weak one is of the same VM.
         let weak = owner.lease(claimant.clone()).await.ok()?;
-        (weak.generation() == lease.generation()).then_some(Self { lease: weak, owner, claimant })
+        let is_same = weak.generation() == lease.generation();
+        is_same.then_some(Self { lease: weak, owner, claimant, _starting: None })
     }
 }
 
@@ -167,14 +220,5 @@ mod tests {
                 None => assert!(matches!(found, Mount::Refused(_)), "{source}"),
             }
         }
-    }
-
-    #[test]
-    fn requests_that_start_a_container_are_known() {
-        assert_eq!(started("POST", "/v1.45/containers/web/start"), Some("web"));
-        assert_eq!(started("POST", "/containers/web/restart?t=3"), Some("web"));
-        assert_eq!(started("GET", "/containers/web/start"), None);
-        assert_eq!(started("POST", "/containers/web/stop"), None);
-        assert_eq!(started("POST", "/exec/web/start"), None);
     }
 }

@@ -19,13 +19,14 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use dormouse_api::{Phase, SessionInfo, SessionState};
-use dormouse_docker_proxy::{Answer, BodyScanner, HeadScanner, Refusal, parse_response};
+use dormouse_docker_proxy::{Answer, BodyScanner, Refusal};
 use jiff::Timestamp;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{sleep, timeout};
 
 use self::filter::{Event, Wish};
+use crate::fetch;
 
 /// Events that are kept for clients that come late or read slowly.
 const EVENTS_MAX: usize = 10_000;
@@ -63,6 +64,8 @@ struct Shared {
     ring: Mutex<Ring>,
     /// How many events there were.
     end: watch::Sender<u64>,
+    /// How many of them may have changed which containers run.
+    changes: watch::Sender<u64>,
     /// The generation whose subscription has caught up.
     caught_up: watch::Sender<Option<u64>>,
 }
@@ -137,12 +140,18 @@ impl Events {
         let left = fs::metadata(&path).is_ok_and(|file| file.len() <= (LEFT_MAX * LINE_BYTES_MAX) as u64);
         let text = if left { fs::read(&path).unwrap_or_default() } else { Vec::new() };
         text.split(|byte| *byte == b'\n').filter_map(Entry::parse).for_each(|entry| ring.push(entry));
-        let (end, caught_up) = (watch::channel(ring.end()).0, watch::channel(None).0);
-        Self { shared: Arc::new(Shared { path, ring: Mutex::new(ring), end, caught_up }) }
+        let (end, changes) = (watch::channel(ring.end()).0, watch::channel(0).0);
+        let caught_up = watch::channel(None).0;
+        Self { shared: Arc::new(Shared { path, ring: Mutex::new(ring), end, changes, caught_up }) }
     }
 
     fn ring(&self) -> MutexGuard<'_, Ring> {
         self.shared.ring.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// Changes whenever other containers run, or the same ones elsewhere.
+    pub(crate) fn container_changes(&self) -> watch::Receiver<u64> {
+        self.shared.changes.subscribe()
     }
 
     /// Leaves the latest events to the next host. What can't be written is only missing there.
@@ -173,15 +182,8 @@ impl Events {
         let (seconds, nanos) = (since / 1_000_000_000, since % 1_000_000_000);
         let request = format!("GET /events?since={seconds}.{nanos:09} HTTP/1.1\r\nHost: docker\r\n\r\n");
         engine.write_all(request.as_bytes()).await?;
-        let (mut scanner, mut bytes) = (HeadScanner::default(), BytesMut::new());
-        let head = loop {
-            if let Some(head) = scanner.take(&mut bytes).map_err(io::Error::other)? {
-                break parse_response(head, "GET").map_err(io::Error::other)?;
-            }
-            if engine.read_buf(&mut bytes).await? == 0 {
-                return Err(io::ErrorKind::UnexpectedEof.into());
-            }
-        };
+        let mut bytes = BytesMut::new();
+        let head = fetch::head(&mut engine, "GET", &mut bytes).await?;
         if head.status != 200 {
             return Err(io::Error::other("the engine tells no events"));
         }
@@ -232,6 +234,9 @@ impl Events {
             }
         }
         if !ring.knows(&entry) {
+            if entry.event.changes_what_runs() {
+                self.shared.changes.send_modify(|count| *count += 1);
+            }
             ring.push(entry);
         }
         self.shared.end.send_replace(ring.end());

@@ -30,13 +30,12 @@ use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use crate::asleep::Asleep;
-use crate::docker::SessionEngine;
-use crate::events::Events;
+use crate::docker::{Face, SessionEngine};
 use crate::hooks::Runner;
 use crate::link::{Link, Listeners, Order};
 use crate::machine::{Machines, Places, Qemus, REPORT_WITHIN};
 use crate::owner::{Facts, Owner, Started};
+use crate::ports::Ports;
 use crate::state::StateError;
 use crate::{clock, control, view};
 
@@ -93,8 +92,7 @@ pub enum HostError {
 #[derive(Debug, Clone)]
 pub(crate) struct Served {
     pub(crate) owner: Owner,
-    pub(crate) asleep: Asleep,
-    pub(crate) events: Events,
+    pub(crate) face: Face,
     pub(crate) console: watch::Receiver<Option<Arc<Console>>>,
     /// Who is connected, in words.
     pub(crate) client: Arc<str>,
@@ -109,8 +107,8 @@ impl Served {
     pub(crate) async fn serve(self, stream: UnixStream, door: Door) {
         match door {
             Door::Docker => {
-                let Self { owner, asleep, events, client, policy, .. } = self;
-                let engine = SessionEngine { owner, asleep, events, client, policy };
+                let Self { owner, face, client, policy, .. } = self;
+                let engine = SessionEngine { owner, face, client, policy };
                 dormouse_docker_proxy::serve(stream, engine).await;
             }
             Door::Control => {
@@ -137,13 +135,12 @@ pub async fn serve(start: Start) -> Result<(), HostError> {
     let config = config(&settings);
     let (orders, inbox) = mpsc::channel(16);
     let (link_sender, link) = Link::new(settings.id.clone());
-    let events = Events::load(&session_dir);
-    let asleep = Asleep::load(&session_dir, settings.asleep_answers);
+    let face = Face::load(&session_dir, &settings);
     let facts = Facts {
         settings: settings.clone(),
         session_dir: session_dir.clone(),
         runtime_dir: runtime_dir.clone(),
-        asleep: asleep.clone(),
+        face: face.clone(),
     };
     let (console_sender, console) = watch::channel(None);
     let factory = link.clone();
@@ -154,15 +151,16 @@ pub async fn serve(start: Start) -> Result<(), HostError> {
         hostname: settings.hostname.clone(),
     };
     let Started { owner, jobs, task } = Owner::start(facts.clone(), config, |inbox| {
-        let machines = Qemus::new(factory, places, inbox, asleep.clone(), events.clone());
+        let machines = Qemus::new(factory, places, inbox, face.clone());
         let console = machines.console();
         tokio::spawn(forward_console(console, console_sender));
         machines
     })?;
     Link::serve(service, settings.id, listeners, owner.info(), orders, (link_sender, link.clone()));
     owner.write_trace_on_panic();
+    face.ports.set_owner(owner.clone());
     let end = CancellationToken::new();
-    let served = Served { owner, asleep, events, console, client: "".into(), policy: Policy::Acquire, end };
+    let served = Served { owner, face, console, client: "".into(), policy: Policy::Acquire, end };
     tokio::spawn(Runner::new(&facts, served.clone()).run(jobs));
     tokio::spawn(keep_info(served.owner.info(), session_dir));
 
@@ -315,7 +313,7 @@ impl Host {
                 _ = &mut self.task => return Err(HostError::Owner),
                 _ = terminated.recv() => Order::Shutdown,
                 _ = interrupted.recv() => Order::Shutdown,
-                () = unneeded(self.served.owner.info(), &self.clients) => Order::Go,
+                () = unneeded(self.served.owner.info(), &self.clients, &self.served.face.ports) => Order::Go,
             };
             // Nobody needs this host: whether it may go is for the service to say.
             let order = if order == Order::Go { self.leave().await } else { order };
@@ -368,11 +366,13 @@ impl Host {
 }
 
 /// Ends when for a while nobody was connected and there was no VM.
-async fn unneeded(mut info: watch::Receiver<SessionInfo>, clients: &Semaphore) {
+/// Nobody else would hear a knock at a published port, so a host with one stays.
+async fn unneeded(mut info: watch::Receiver<SessionInfo>, clients: &Semaphore, ports: &Ports) {
     let mut quiet_since = clock::now();
     loop {
         let idle = info.borrow_and_update().vm.phase == Phase::Absent
-            && clients.available_permits() == CONNECTIONS_MAX;
+            && clients.available_permits() == CONNECTIONS_MAX
+            && !ports.is_open();
         if !idle {
             quiet_since = clock::now();
         }

@@ -58,6 +58,14 @@ impl Lease {
         self.agent.dial(target).await
     }
 
+    /// Connects to a published port's container, over the channel for forwards.
+    ///
+    /// # Errors
+    /// See [`AgentError`].
+    pub async fn forward(&self, target: Target) -> Result<Stream, AgentError> {
+        self.agent.forward(target).await
+    }
+
     /// Starts a root process.
     ///
     /// # Errors

@@ -35,8 +35,7 @@ use self::guest::Ears;
 pub(crate) use self::guest::Guest;
 use self::sleep::Sleep;
 pub(crate) use self::sleep::save;
-use crate::asleep::Asleep;
-use crate::events::Events;
+use crate::docker::Face;
 use crate::owner::{Inbox, Message};
 
 /// From the end of a bring-up that failed to its report: its VM is killed, and the console's last lines are read. The core
@@ -92,8 +91,7 @@ struct Shared<F> {
     /// The guest's host name.
     hostname: String,
     inbox: Inbox,
-    asleep: Asleep,
-    events: Events,
+    face: Face,
     console: watch::Sender<Option<Arc<Console>>>,
 }
 
@@ -104,7 +102,7 @@ impl<F> Shared<F> {
 
     /// Who hears of what happens in the guest.
     fn ears(&self, heard_before: bool) -> Ears {
-        Ears { inbox: self.inbox.clone(), events: self.events.clone(), heard_before }
+        Ears { inbox: self.inbox.clone(), face: self.face.clone(), heard_before }
     }
 
     /// Says what was tried in vain, or is not as it should be.
@@ -156,11 +154,10 @@ pub(crate) struct Places {
 
 impl<F: Factory> Qemus<F> {
     /// VMs of this session.
-    pub(crate) fn new(factory: F, places: Places, inbox: Inbox, asleep: Asleep, events: Events) -> Self {
+    pub(crate) fn new(factory: F, places: Places, inbox: Inbox, face: Face) -> Self {
         let Places { runtime_dir, store, disk_bytes, hostname } = places;
         let console = watch::channel(None).0;
-        let shared =
-            Shared { factory, runtime_dir, store, disk_bytes, hostname, inbox, asleep, events, console };
+        let shared = Shared { factory, runtime_dir, store, disk_bytes, hostname, inbox, face, console };
         Self { shared: Arc::new(shared), present: None }
     }
 

@@ -126,8 +126,8 @@ pub struct Facts {
     pub session_dir: PathBuf,
     /// Where the sockets lie.
     pub runtime_dir: PathBuf,
-    /// What is answered while the VM sleeps.
-    pub asleep: crate::asleep::Asleep,
+    /// What clients of its docker socket see beside the engine.
+    pub face: crate::docker::Face,
 }
 
 /// An owner that was started, and what is to be done with it.

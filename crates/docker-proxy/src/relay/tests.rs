@@ -1,4 +1,6 @@
 use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tokio::io::{DuplexStream, duplex};
 use tokio::sync::watch;
@@ -13,6 +15,7 @@ struct Script {
     dials: mpsc::Sender<DuplexStream>,
     held: watch::Sender<usize>,
     refusal: Option<Refusal>,
+    starts: Arc<AtomicUsize>,
 }
 
 const WARNING: &str = "a volume\r\nX-Evil: is gone";
@@ -66,6 +69,14 @@ impl Engine for Script {
         }
     }
 
+    fn free_port(&self) -> Option<u16> {
+        Some(20_000)
+    }
+
+    async fn started(&self) {
+        self.starts.fetch_add(1, Ordering::SeqCst);
+    }
+
     fn mount(&self, source: &str) -> Mount {
         match source {
             "/here/docker.sock" => Mount::From("/run/docker.sock".to_owned()),
@@ -102,6 +113,7 @@ struct Stage {
     client: UnixStream,
     dials: mpsc::Receiver<DuplexStream>,
     held: watch::Sender<usize>,
+    starts: Arc<AtomicUsize>,
     relay: tokio::task::JoinHandle<()>,
 }
 
@@ -109,8 +121,9 @@ fn stage(refusal: Option<Refusal>) -> Stage {
     let (client, ours) = UnixStream::pair().unwrap();
     let (sender, dials) = mpsc::channel(8);
     let held = watch::channel(0).0;
-    let script = Script { dials: sender, held: held.clone(), refusal };
-    Stage { client, dials, held, relay: tokio::spawn(serve(ours, script)) }
+    let starts = Arc::new(AtomicUsize::new(0));
+    let script = Script { dials: sender, held: held.clone(), refusal, starts: Arc::clone(&starts) };
+    Stage { client, dials, held, starts, relay: tokio::spawn(serve(ours, script)) }
 }
 
 impl Stage {
@@ -435,12 +448,14 @@ async fn a_path_of_the_host_is_refused_before_anything_is_woken() {
 }
 
 #[tokio::test]
-async fn a_body_that_was_looked_at_reaches_the_engine_unchanged_but_for_paths() {
+async fn a_body_that_was_looked_at_reaches_the_engine_unchanged_but_for_paths_and_ports() {
     let mut stage = stage(None);
     let socket = r#"{"HostConfig":{"Binds":["/here/docker.sock:/s"]}}"#;
     let theirs = r#"{"HostConfig":{"Binds":["/run/docker.sock:/s"]}}"#;
     let plain = r#"{"Image":"busybox", "x" :1}"#;
-    for (sent, arrives) in [(socket, theirs), (plain, plain)] {
+    let anywhere = r#"{"HostConfig":{"PortBindings":{"80/tcp":[{"HostPort":""}]}}}"#;
+    let somewhere = r#"{"HostConfig":{"PortBindings":{"80/tcp":[{"HostPort":"20000"}]}}}"#;
+    for (sent, arrives) in [(socket, theirs), (plain, plain), (anywhere, somewhere), ("no JSON", "no JSON")] {
         let head = "POST /containers/create HTTP/1.1\r\nHost: d\r\n";
         let request = format!("{head}Expect: 100-continue\r\nContent-Length: {}\r\n\r\n", sent.len());
         stage.client.write_all(request.as_bytes()).await.unwrap();
@@ -491,4 +506,28 @@ async fn an_engine_that_hangs_up_is_an_answer_not_silence() {
     let mut answer = String::new();
     stage.client.read_to_string(&mut answer).await.unwrap();
     assert!(answer.starts_with("HTTP/1.1 502 "), "{answer}");
+}
+
+#[tokio::test]
+async fn who_serves_the_session_hears_of_a_start_before_the_client() {
+    let mut stage = stage(None);
+    let mut engine = stage.ask("POST /containers/a/start HTTP/1.1\r\n\r\n").await;
+    let answer = "HTTP/1.1 204 No Content\r\n\r\n";
+    engine.write_all(answer.as_bytes()).await.unwrap();
+    expect(&mut stage.client, answer).await;
+    assert_eq!(stage.starts.load(Ordering::SeqCst), 1);
+    let mut engine = stage.ask("POST /containers/a/stop HTTP/1.1\r\n\r\n").await;
+    engine.write_all(answer.as_bytes()).await.unwrap();
+    expect(&mut stage.client, answer).await;
+    assert_eq!(stage.starts.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test]
+async fn an_empty_line_before_a_request_may_come_in_two_halves() {
+    let mut stage = stage(None);
+    stage.client.write_all(b"\r").await.unwrap();
+    tokio::task::yield_now().await;
+    let request = "GET /images/get HTTP/1.1\r\n\r\n";
+    stage.client.write_all(format!("\n{request}").as_bytes()).await.unwrap();
+    expect(&mut stage.dials.recv().await.unwrap(), request).await;
 }

@@ -1,5 +1,6 @@
-use dormouse_docker_proxy::parse_request;
-use tokio::io::{DuplexStream, duplex};
+use bytes::BytesMut;
+use dormouse_docker_proxy::{HeadScanner, parse_request};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 
 use super::*;
 

@@ -128,6 +128,15 @@ impl Wish {
 }
 
 impl Event {
+    /// May other containers run than before, or with other addresses?
+    pub(super) fn changes_what_runs(&self) -> bool {
+        match self.kind.as_str() {
+            "container" => matches!(self.action.as_str(), "start" | "die" | "destroy" | "rename"),
+            "network" => matches!(self.action.as_str(), "connect" | "disconnect"),
+            _ => false,
+        }
+    }
+
     fn attribute(&self, name: &str) -> &str {
         self.actor.attributes.as_ref().and_then(|attributes| attributes.get(name)).map_or("", String::as_str)
     }

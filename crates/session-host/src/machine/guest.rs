@@ -6,12 +6,14 @@ use dormouse_agent_proto::{Answer, EngineState, GuestEvent, Identity, Nonce, Tar
 use dormouse_lifecycle::{Event, Generation};
 use dormouse_mux::{Agent, Limits, Mux, Watch};
 use dormouse_vm::Vm;
+use tokio::net::UnixStream;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use super::PROGRESS_WITHIN;
 use super::census::follow_containers;
+use crate::docker::Face;
 use crate::events::Events;
 use crate::owner::{Inbox, Message};
 
@@ -40,11 +42,10 @@ impl Guest {
         identity: Option<Identity>,
     ) -> Result<Self, String> {
         let words = |error: &dyn std::fmt::Display| error.to_string();
-        let mut port = vm.agent().await.map_err(|error| format!("can't connect to the agent: {error}"))?;
-        let nonce = Nonce(u128::from_ne_bytes(random()?));
         let greet_by = deadline.min(Instant::now() + PROGRESS_WITHIN);
-        dormouse_mux::connect(&mut port, nonce, greet_by).await.map_err(|error| words(&error))?;
-        let agent = Agent::new(Mux::client(port, Limits::AGENT));
+        let (agent, nonce) = channel(vm.agent().await, Limits::AGENT, greet_by).await?;
+        let (ports, _) = channel(vm.ports().await, Limits::PORTS, greet_by).await?;
+        let agent = Agent::new(agent, ports);
         let hello = agent.hello(&nonce.to_string()).await.map_err(|error| words(&error))?;
         let Answer::Hello { boot, .. } = hello else {
             return Err("the guest's hello makes no sense".to_owned());
@@ -90,10 +91,11 @@ impl Guest {
         ears: Ears,
         gone: impl Future<Output = ()>,
     ) {
-        let Ears { inbox, events, heard_before } = ears;
+        let Ears { inbox, face: Face { events, ports, .. }, heard_before } = ears;
+        let publishing = tokio::spawn(ports.follow(self.agent.clone(), events.container_changes()));
         let changes = tokio::spawn(follow_containers(self.agent.clone(), inbox.clone(), generation));
         let hearing = tokio::spawn(hear_events(self.agent.clone(), events, generation, heard_before));
-        let _end_with_this = [AbortOnDrop(changes), AbortOnDrop(hearing)];
+        let _end_with_this = [AbortOnDrop(changes), AbortOnDrop(hearing), AbortOnDrop(publishing)];
         let reason = tokio::select! {
             reason = follow_engine(watch, &self.agent, generation, &inbox) => reason,
             () = self.quiet.cancelled() => return,
@@ -105,10 +107,22 @@ impl Guest {
     }
 }
 
+/// A channel to the guest, over one of its ports.
+async fn channel(
+    port: std::io::Result<UnixStream>,
+    limits: Limits,
+    deadline: Instant,
+) -> Result<(Mux, Nonce), String> {
+    let mut port = port.map_err(|error| format!("can't connect to the agent: {error}"))?;
+    let nonce = Nonce(u128::from_ne_bytes(random()?));
+    dormouse_mux::connect(&mut port, nonce, deadline).await.map_err(|error| error.to_string())?;
+    Ok((Mux::client(port, limits), nonce))
+}
+
 /// Who hears of what happens in a guest.
 pub(super) struct Ears {
     pub(super) inbox: Inbox,
-    pub(super) events: Events,
+    pub(super) face: Face,
     /// Whether the engine, as it is, was listened to up to the sleep that it comes from.
     pub(super) heard_before: bool,
 }

@@ -57,8 +57,8 @@ impl<F: Factory> Sleep<F> {
     pub(super) async fn run(self, how: SleepHow) {
         let agent = &self.up.guest.agent;
         let dial = || async { agent.dial(Target::Engine).await.map_err(std::io::Error::other) };
-        self.shared.asleep.capture(dial, self.ask.generation.0).await;
-        self.shared.events.leave();
+        self.shared.face.asleep.capture(dial, self.ask.generation.0).await;
+        self.shared.face.events.leave();
         match how {
             SleepHow::Stop => self.stop().await,
             SleepHow::Suspend => self.suspend().await,

@@ -7,7 +7,7 @@ use std::time::Duration;
 use dormouse_api::{ChangeSettings, Fact, HistoryEntry, SessionEvent, SessionInfo, SleepAnswer};
 use dormouse_lifecycle::{
     Action, Actions, Ask, Config, Durable, EndReason, Event, Generation, LeaseId, PhaseName, Record, Refusal,
-    RequestId, Session, SleepOutcome, StartHow,
+    RequestId, Session, SleepHow, SleepOutcome, StartHow,
 };
 use dormouse_mux::Agent;
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
@@ -461,7 +461,12 @@ impl<M: Machines> Task<M> {
 
     fn record(&mut self, record: &Record) {
         if let Record::Slept { generation, trouble: None, .. } = record {
-            self.facts.asleep.seal(generation.0);
+            self.facts.face.asleep.seal(generation.0);
+        }
+        match record {
+            Record::Slept { how, .. } => self.facts.face.ports.vm_gone(*how == SleepHow::Suspend),
+            Record::Crashed { .. } => self.facts.face.ports.vm_gone(false),
+            _ => {}
         }
         if let Record::Opened { incarnation } = record {
             self.tell(Fact::SessionCreated { incarnation: incarnation.0 }, Reply::Nobody);

@@ -6,7 +6,7 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use dormouse_agent_proto::{Answer, ProcessFrame, Reply as AgentReply, Request};
+use dormouse_agent_proto::{Answer, ProcessFrame, Reply as AgentReply, Request, Target};
 use dormouse_api::link::HostSettings;
 use dormouse_api::{CrashPolicy, HistoryEntry, IdleAction, IdleTimeout, Phase, SessionId, SessionInfo};
 use dormouse_lifecycle::{
@@ -23,9 +23,8 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use crate::asleep::Asleep;
 use crate::control;
-use crate::events::Events;
+use crate::docker::Face;
 use crate::hooks::{self, Job, Jobs, Verdict};
 use crate::host::Served;
 use crate::lease::Refused;
@@ -267,8 +266,7 @@ impl Stage {
     pub(super) fn served(&self) -> Served {
         Served {
             owner: self.owner.clone(),
-            asleep: Asleep::load(self.folder.path(), true),
-            events: Events::load(self.folder.path()),
+            face: facts(self.folder.path()).face,
             console: watch::channel(None).1,
             client: "pid 1 (test)".into(),
             policy: Policy::Acquire,
@@ -311,8 +309,8 @@ pub(super) fn facts(folder: &std::path::Path) -> Facts {
         network: dormouse_api::NetworkKind::None,
         reopen_after_terminate: true,
     };
-    let asleep = Asleep::load(folder, true);
-    Facts { settings, session_dir: folder.to_owned(), runtime_dir: folder.to_owned(), asleep }
+    let face = Face::load(folder, &settings);
+    Facts { settings, session_dir: folder.to_owned(), runtime_dir: folder.to_owned(), face }
 }
 
 async fn run_hooks(
@@ -419,7 +417,8 @@ impl Guest {
                 tokio::spawn(serve(stream, containers, process.subscribe(), signals));
             }
         });
-        Self { agent: Agent::new(Mux::client(host, Limits::AGENT)), containers, process, signals }
+        let mux = Mux::client(host, Limits::AGENT);
+        Self { agent: Agent::new(mux.clone(), mux), containers, process, signals }
     }
 
     pub(super) fn agent(&self) -> Agent {
@@ -435,6 +434,15 @@ async fn serve(
 ) {
     let Ok(asked) = read_json::<Request>(&mut stream).await else { return };
     match asked {
+        Request::Dial(Target::Tcp(address)) => {
+            let _ = write_json(&mut stream, &AgentReply::Ok(Answer::Done)).await;
+            let _ = stream.write_all(format!("{address} ").as_bytes()).await;
+            echo(stream).await;
+        }
+        Request::Dial(Target::Udp(_)) => {
+            let _ = write_json(&mut stream, &AgentReply::Ok(Answer::Done)).await;
+            echo(stream).await;
+        }
         Request::Dial(_) => {
             let _ = write_json(&mut stream, &AgentReply::Ok(Answer::Done)).await;
             let mut head = Vec::new();
@@ -458,6 +466,13 @@ async fn serve(
         }
         _ => drop(write_json(&mut stream, &AgentReply::Ok(Answer::Done)).await),
     }
+}
+
+/// Gives back what it is sent.
+async fn echo(stream: dormouse_mux::Stream) {
+    let (mut reader, mut writer) = tokio::io::split(stream);
+    let _ = tokio::io::copy(&mut reader, &mut writer).await;
+    let _ = writer.shutdown().await;
 }
 
 async fn run(stream: dormouse_mux::Stream, process: watch::Receiver<Process>, signals: Arc<Mutex<Vec<i32>>>) {

@@ -1,0 +1,109 @@
+//! Published ports of a session whose VM is scripted: who knocks wakes it, and gets through.
+
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpStream, UdpSocket};
+use tokio::time::timeout;
+
+use super::stage::{Call, Stage};
+use crate::ports::Ports;
+use crate::ports::tests::{Engine, free};
+
+/// For hangs only: this runs on the real clock, because sockets do.
+const WITHIN: Duration = Duration::from_secs(30);
+
+async fn published(stage: &Stage, engine: &Engine) -> Ports {
+    let ports = Ports::new(1);
+    ports.set_owner(stage.owner.clone());
+    engine.compared(&ports).await;
+    ports
+}
+
+async fn wakes(stage: &mut Stage) -> super::stage::Guest {
+    let Call::Start(generation) = timeout(WITHIN, stage.call()).await.expect("a knock wakes") else {
+        panic!("a knock starts the VM")
+    };
+    stage.ready(generation)
+}
+
+#[tokio::test]
+async fn a_connection_wakes_the_vm_and_reaches_the_container_with_its_half_close() {
+    let (mut stage, engine) = (Stage::new(), Engine::tcp(free()).running());
+    let _ports = published(&stage, &engine).await;
+    let mut client = TcpStream::connect(("127.0.0.1", engine.port)).await.unwrap();
+    client.write_all(b"question").await.unwrap();
+    client.shutdown().await.unwrap();
+    let _guest = wakes(&mut stage).await;
+    let mut answer = String::new();
+    timeout(WITHIN, client.read_to_string(&mut answer)).await.expect("no answer").unwrap();
+    // The scripted guest says what was dialled, and gives back what it is sent.
+    assert_eq!(answer, "172.17.0.2:80 question");
+}
+
+#[tokio::test]
+async fn a_connection_is_a_hold_with_its_source_and_its_door_in_words() {
+    let (mut stage, engine) = (Stage::new(), Engine::tcp(free()).running());
+    let _ports = published(&stage, &engine).await;
+    let mut client = TcpStream::connect(("127.0.0.1", engine.port)).await.unwrap();
+    let _guest = wakes(&mut stage).await;
+    let mut greeting = [0; 14];
+    timeout(WITHIN, client.read_exact(&mut greeting)).await.expect("no answer").unwrap();
+    let source = client.local_addr().unwrap().to_string();
+    let holds = stage.owner.present().await.holds;
+    let hold = holds.iter().find(|hold| hold.owner == source).expect("it holds");
+    assert!(!hold.weak && hold.reason.ends_with(&format!("127.0.0.1:{} of web", engine.port)), "{hold:?}");
+    drop(client);
+    let mut info = stage.owner.info();
+    let let_go = info.wait_for(|info| info.holds.iter().all(|hold| hold.owner != source));
+    timeout(WITHIN, let_go).await.expect("a client that is gone holds").unwrap();
+}
+
+#[tokio::test]
+async fn datagrams_wake_the_vm_and_keep_their_borders() {
+    let number = UdpSocket::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
+    let engine = Engine { protocol: "udp", ..Engine::tcp(number).running() };
+    let mut stage = Stage::new();
+    let _ports = published(&stage, &engine).await;
+    let client = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    client.connect(("127.0.0.1", number)).await.unwrap();
+    client.send(b"one").await.unwrap();
+    client.send(b"").await.unwrap();
+    client.send(b"three").await.unwrap();
+    let _guest = wakes(&mut stage).await;
+    let mut buffer = [0; 64];
+    for expected in ["one", "", "three"] {
+        let count = timeout(WITHIN, client.recv(&mut buffer)).await.expect("no answer").unwrap();
+        assert_eq!(String::from_utf8_lossy(&buffer[..count]), expected);
+    }
+}
+
+#[tokio::test]
+async fn a_source_that_knocks_again_and_again_wakes_the_vm_only_so_often() {
+    let (mut stage, engine) = (Stage::new(), Engine::tcp(free()).running());
+    let _ports = published(&stage, &engine).await;
+    let mut woken = 0;
+    loop {
+        let mut client = TcpStream::connect(("127.0.0.1", engine.port)).await.unwrap();
+        // Either the VM is woken, or the door is closed in the client's face.
+        let mut nothing = [0; 1];
+        tokio::select! {
+            call = stage.call() => {
+                let Call::Start(generation) = call else { panic!("{call:?}") };
+                stage.start_fails(generation, "it is only a test");
+                woken += 1;
+                assert!(woken < 100, "nothing stops it");
+                let mut info = stage.owner.info();
+                let absent = info.wait_for(|info| info.vm.phase == dormouse_api::Phase::Absent);
+                timeout(WITHIN, absent).await.expect("it failed").unwrap();
+            }
+            closed = client.read(&mut nothing) => {
+                assert!(matches!(closed, Ok(0) | Err(_)));
+                if woken > 0 {
+                    break;
+                }
+            }
+        }
+    }
+    assert!((1..20).contains(&woken), "{woken}");
+}

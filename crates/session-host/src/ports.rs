@@ -1,0 +1,318 @@
+//! Published ports: the host's doors to containers.
+//!
+//! ```text
+//! POST .../start ─► bound here ─► passed on to the engine ─► it runs ─┐
+//! the engine says that something started or died ────────────────────┴─► the list is compared with the doors
+//! ```
+//!
+//! A door is bound before the engine may start who is behind it, so that a number which is taken is the client's error
+//! and not a container that nobody reaches. It stays while its container runs, over a suspend as well; over a boot if
+//! the engine is going to start the container again. Whoever knocks while the VM sleeps wakes it.
+
+mod door;
+mod free;
+mod published;
+mod udp;
+mod wakes;
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+use std::time::Duration;
+
+use dormouse_agent_proto::Target;
+use dormouse_docker_proxy::Refusal;
+use dormouse_mux::Agent;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::{Notify, Semaphore, watch};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, timeout};
+
+use self::free::FreePorts;
+use self::published::{Behind, Container, Door, Protocol};
+use self::wakes::Wakes;
+use crate::fetch;
+use crate::owner::Owner;
+
+/// Where a port is published whose client named no address: this host only.
+const ADDRESS: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+
+/// Connections, and sources of datagrams, that are forwarded at a time.
+const FORWARDS_MAX: usize = 1024;
+
+/// Doors of one session.
+const DOORS_MAX: usize = 1024;
+
+/// Longest answer of the engine that is read here, in bytes.
+const ANSWER_BYTES_MAX: usize = 16 * 1024 * 1024;
+
+/// How long one comparison of the doors may take.
+const COMPARED_WITHIN: Duration = Duration::from_secs(30);
+
+/// The ports of one session. Clones are the same ports.
+#[derive(Debug, Clone)]
+pub struct Ports {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    table: Mutex<Table>,
+    owner: OnceLock<Owner>,
+    forwards: Arc<Semaphore>,
+    /// A start is over, however it ended.
+    start_over: Notify,
+    /// One comparison at a time: an older list must not overrule a newer one.
+    comparing: tokio::sync::Mutex<()>,
+}
+
+#[derive(Debug)]
+struct Table {
+    doors: BTreeMap<Door, Open>,
+    /// Containers that are being started, and by how many requests.
+    starting: BTreeMap<String, u32>,
+    wakes: Wakes,
+    free: FreePorts,
+}
+
+/// A door that is open; closed when dropped.
+#[derive(Debug)]
+struct Open {
+    behind: watch::Sender<Behind>,
+    serving: JoinHandle<()>,
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.serving.abort();
+    }
+}
+
+/// A container that is being started: until this is dropped its doors stay, whatever the engine lists.
+#[derive(Debug)]
+pub(crate) struct Starting {
+    ports: Ports,
+    id: String,
+}
+
+impl Drop for Starting {
+    fn drop(&mut self) {
+        let mut table = self.ports.table();
+        if let Some(count) = table.starting.get_mut(&self.id) {
+            *count -= 1;
+            if *count == 0 {
+                table.starting.remove(&self.id);
+            }
+        }
+        drop(table);
+        self.ports.shared.start_over.notify_one();
+    }
+}
+
+impl Ports {
+    /// No doors. `seed` decides where the numbers begin that are given to who names none.
+    #[must_use]
+    pub fn new(seed: u64) -> Self {
+        let table = Table {
+            doors: BTreeMap::new(),
+            starting: BTreeMap::new(),
+            wakes: Wakes::default(),
+            free: FreePorts::new(seed),
+        };
+        let shared = Shared {
+            table: Mutex::new(table),
+            owner: OnceLock::new(),
+            forwards: Arc::new(Semaphore::new(FORWARDS_MAX)),
+            start_over: Notify::new(),
+            comparing: tokio::sync::Mutex::new(()),
+        };
+        Self { shared: Arc::new(shared) }
+    }
+
+    /// Who gives leases to whoever knocks.
+    pub(crate) fn set_owner(&self, owner: Owner) {
+        let _ = self.shared.owner.set(owner);
+    }
+
+    /// Is any door open? A host with doors stays: nobody else would hear a knock.
+    pub(crate) fn is_open(&self) -> bool {
+        !self.table().doors.is_empty()
+    }
+
+    /// A number of the session's own for a port that a client wants published, whatever its number.
+    pub(crate) fn free(&self) -> Option<u16> {
+        let mut table = self.table();
+        let Table { doors, free, .. } = &mut *table;
+        free.next(|port| !doors.keys().any(|door| door.address.port() == port))
+    }
+
+    /// Binds the doors that a container is going to have, before it is started.
+    ///
+    /// # Errors
+    /// Docker's own, if one of them can't be had.
+    pub(crate) async fn start<S>(&self, engine: &mut S, container: &str) -> Result<Option<Starting>, Refusal>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let target = format!("/containers/{container}/json");
+        let Ok((head, body)) = fetch::ask(engine, "GET", &target, ANSWER_BYTES_MAX).await else {
+            return Ok(None);
+        };
+        // What isn't there is the engine's to say.
+        let Some(container) = (head.status == 200).then(|| Container::parse(&body).ok()).flatten() else {
+            return Ok(None);
+        };
+        let mut table = self.table();
+        let before: Vec<Door> = table.doors.keys().copied().collect();
+        for (door, behind) in container.doors(ADDRESS) {
+            // A door of another container is for the engine to refuse, in its own words.
+            if table.doors.contains_key(&door) {
+                continue;
+            }
+            let name = behind.name.clone();
+            if let Err(error) = self.open(&mut table, door, behind) {
+                table.doors.retain(|door, _| before.contains(door));
+                return Err(refusal(&name, door, &error));
+            }
+        }
+        *table.starting.entry(container.id.clone()).or_default() += 1;
+        Ok(Some(Starting { ports: self.clone(), id: container.id }))
+    }
+
+    /// Keeps the doors what the containers of a VM want, until it is aborted.
+    pub(crate) async fn follow(self, agent: Agent, mut changes: watch::Receiver<u64>) {
+        loop {
+            changes.mark_unchanged();
+            self.compare(|| async { agent.dial(Target::Engine).await.map_err(io::Error::other) }).await;
+            tokio::select! {
+                changed = changes.changed() => if changed.is_err() { return },
+                () = self.shared.start_over.notified() => {}
+            }
+        }
+    }
+
+    /// Makes the doors what the engine's containers want.
+    pub(crate) async fn compare<D, F, S>(&self, dial: D)
+    where
+        D: Fn() -> F,
+        F: Future<Output = io::Result<S>>,
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let _turn = self.shared.comparing.lock().await;
+        match timeout(COMPARED_WITHIN, running(dial)).await {
+            Ok(Ok(containers)) => self.settle(&containers),
+            Ok(Err(error)) => tracing::warn!(%error, "the engine did not say what is published"),
+            Err(_late) => tracing::warn!("the engine did not say in time what is published"),
+        }
+    }
+
+    fn settle(&self, containers: &[Container]) {
+        let wanted: BTreeMap<_, _> = containers.iter().flat_map(|one| one.doors(ADDRESS)).collect();
+        let mut table = self.table();
+        let Table { doors, starting, .. } = &mut *table;
+        doors.retain(|door, open| {
+            wanted.contains_key(door) || starting.contains_key(&open.behind.borrow().id)
+        });
+        for (door, behind) in wanted {
+            if let Some(open) = table.doors.get(&door) {
+                open.behind.send_if_modified(|before| {
+                    let changed = *before != behind;
+                    *before = behind;
+                    changed
+                });
+            } else if let Err(error) = self.open(&mut table, door, behind) {
+                tracing::warn!(%door, %error, "a published port can't be bound on the host");
+            }
+        }
+    }
+
+    /// The VM is gone. What was suspended comes back as it was; else only who the engine starts again.
+    pub(crate) fn vm_gone(&self, suspended: bool) {
+        if !suspended {
+            self.table().doors.retain(|_, open| open.behind.borrow().restarts);
+        }
+    }
+
+    fn open(&self, table: &mut Table, door: Door, behind: Behind) -> io::Result<()> {
+        if table.doors.len() >= DOORS_MAX {
+            return Err(io::Error::other("too many published ports"));
+        }
+        let (sender, behind) = watch::channel(behind);
+        let serving = match door.protocol {
+            Protocol::Tcp => {
+                tokio::spawn(door::serve(door::listen(door.address)?, self.clone(), door, behind))
+            }
+            Protocol::Udp => tokio::spawn(udp::serve(door::bind(door.address)?, self.clone(), door, behind)),
+        };
+        table.doors.insert(door, Open { behind: sender, serving });
+        Ok(())
+    }
+
+    /// May somebody at this address wake the VM?
+    fn may_wake(&self, source: IpAddr) -> bool {
+        self.table().wakes.allow(source, Instant::now())
+    }
+
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.shared.table.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+}
+
+/// The containers that run and publish something.
+async fn running<D, F, S>(dial: D) -> io::Result<Vec<Container>>
+where
+    D: Fn() -> F,
+    F: Future<Output = io::Result<S>>,
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    #[derive(serde::Deserialize)]
+    struct Listed {
+        #[serde(rename = "Id")]
+        id: String,
+        #[serde(rename = "Ports", default)]
+        ports: Vec<Listing>,
+    }
+    #[derive(serde::Deserialize)]
+    struct Listing {
+        #[serde(rename = "PublicPort")]
+        public: Option<u16>,
+    }
+    let mut engine = dial().await?;
+    let (_, body) = fetch::ask(&mut engine, "GET", "/containers/json", ANSWER_BYTES_MAX).await?;
+    let listed: Vec<Listed> = serde_json::from_slice(&body)?;
+    let mut containers = Vec::new();
+    for one in listed.into_iter().filter(|one| one.ports.iter().any(|port| port.public.is_some())) {
+        let mut engine = dial().await?;
+        let target = format!("/containers/{}/json", one.id);
+        let (head, body) = fetch::ask(&mut engine, "GET", &target, ANSWER_BYTES_MAX).await?;
+        // One that is gone meanwhile publishes nothing.
+        if head.status == 200 {
+            containers.push(Container::parse(&body)?);
+        }
+    }
+    Ok(containers)
+}
+
+/// As dockerd words it.
+fn refusal(container: &str, door: Door, error: &io::Error) -> Refusal {
+    let why = match error.kind() {
+        io::ErrorKind::AddrInUse => "bind: address already in use".to_owned(),
+        io::ErrorKind::AddrNotAvailable => "bind: cannot assign requested address".to_owned(),
+        io::ErrorKind::PermissionDenied => {
+            "bind: permission denied (numbers below 1024 are root's: publish a higher one, or lower the host's \
+             net.ipv4.ip_unprivileged_port_start)"
+                .to_owned()
+        }
+        _ => format!("bind: {error}"),
+    };
+    let message = format!(
+        "driver failed programming external connectivity on endpoint {container}: Error starting userland proxy: \
+         listen {door}: {why}"
+    );
+    Refusal { status: 500, message }
+}
+
+#[cfg(test)]
+pub(crate) mod tests;

@@ -1,0 +1,192 @@
+use std::net::{SocketAddr, TcpListener, UdpSocket};
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
+
+use super::*;
+
+/// An engine with one container, `web`.
+#[derive(Debug, Clone)]
+pub(crate) struct Engine {
+    pub(crate) running: bool,
+    pub(crate) policy: &'static str,
+    /// What it wants published, by number.
+    pub(crate) port: u16,
+    pub(crate) protocol: &'static str,
+    pub(crate) address: &'static str,
+}
+
+impl Engine {
+    pub(crate) fn tcp(port: u16) -> Self {
+        Self { running: false, policy: "no", port, protocol: "tcp", address: "" }
+    }
+
+    pub(crate) fn running(mut self) -> Self {
+        self.running = true;
+        self
+    }
+
+    async fn dial(self) -> io::Result<DuplexStream> {
+        let (ours, mut theirs) = duplex(4096);
+        tokio::spawn(async move {
+            let mut request = Vec::new();
+            while !request.ends_with(b"\r\n\r\n") {
+                if theirs.read_buf(&mut request).await.unwrap() == 0 {
+                    return;
+                }
+            }
+            let request = String::from_utf8(request).unwrap();
+            let (status, body) = match request.split(' ').nth(1).unwrap() {
+                "/containers/json" if self.running => (
+                    "200 OK",
+                    format!(r#"[{{"Id":"c1","Ports":[{{"PublicPort":{}}}]}},{{"Id":"c2"}}]"#, self.port),
+                ),
+                "/containers/json" => ("200 OK", "[]".to_owned()),
+                "/containers/web/json" | "/containers/c1/json" => ("200 OK", self.container()),
+                _ => ("404 Not Found", "{}".to_owned()),
+            };
+            let answer = format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+            theirs.write_all(answer.as_bytes()).await.unwrap();
+        });
+        Ok(ours)
+    }
+
+    fn container(&self) -> String {
+        let Self { running, policy, port, protocol, address } = self;
+        let bound = if *running {
+            let bound = if address.is_empty() { "0.0.0.0" } else { address };
+            format!(r#"{{"80/{protocol}":[{{"HostIp":"{bound}","HostPort":"{port}"}}]}}"#)
+        } else {
+            "{}".to_owned()
+        };
+        format!(
+            r#"{{"Id":"c1","Name":"/web","State":{{"Running":{running}}},"HostConfig":{{
+            "PortBindings":{{"80/{protocol}":[{{"HostIp":"{address}","HostPort":"{port}"}}]}},
+            "RestartPolicy":{{"Name":"{policy}"}}}},"NetworkSettings":{{"Ports":{bound},
+            "Networks":{{"bridge":{{"IPAddress":"172.17.0.2"}}}}}}}}"#
+        )
+    }
+
+    async fn starts(&self, ports: &Ports) -> Result<Option<Starting>, Refusal> {
+        ports.start(&mut self.clone().dial().await.unwrap(), "web").await
+    }
+
+    pub(crate) async fn compared(&self, ports: &Ports) {
+        ports.compare(|| self.clone().dial()).await;
+    }
+}
+
+/// A number that was free a moment ago.
+pub(crate) fn free() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+fn is_bound(address: &str, port: u16) -> bool {
+    let address: SocketAddr = format!("{address}:{port}").parse().unwrap();
+    matches!(TcpListener::bind(address), Err(error) if error.kind() == io::ErrorKind::AddrInUse)
+}
+
+async fn closes(port: u16) {
+    // The task that held the socket is told to end, and ends when it runs next.
+    timeout(Duration::from_secs(20), async {
+        while is_bound("127.0.0.1", port) {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await
+    .expect("a door stays open");
+}
+
+#[tokio::test]
+async fn a_door_is_bound_before_its_container_starts_and_closed_when_it_stops() {
+    let (ports, engine) = (Ports::new(1), Engine::tcp(free()));
+    let starting = engine.starts(&ports).await.unwrap().unwrap();
+    assert!(is_bound("127.0.0.1", engine.port));
+    engine.compared(&ports).await;
+    assert!(is_bound("127.0.0.1", engine.port), "its start is under way");
+    engine.clone().running().compared(&ports).await;
+    drop(starting);
+    engine.clone().running().compared(&ports).await;
+    assert!(is_bound("127.0.0.1", engine.port) && ports.is_open());
+    engine.compared(&ports).await;
+    closes(engine.port).await;
+    assert!(!ports.is_open());
+}
+
+#[tokio::test]
+async fn a_start_that_fails_leaves_no_door() {
+    let (ports, engine) = (Ports::new(1), Engine::tcp(free()));
+    drop(engine.starts(&ports).await.unwrap());
+    engine.compared(&ports).await;
+    closes(engine.port).await;
+}
+
+#[tokio::test]
+async fn a_number_that_is_taken_is_dockers_own_error() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let (ports, engine) = (Ports::new(1), Engine::tcp(taken.local_addr().unwrap().port()));
+    let refusal = engine.starts(&ports).await.unwrap_err();
+    assert_eq!(
+        refusal.message,
+        format!(
+            "driver failed programming external connectivity on endpoint web: Error starting userland proxy: \
+             listen tcp4 127.0.0.1:{}: bind: address already in use",
+            engine.port
+        )
+    );
+    assert_eq!(refusal.status, 500);
+    assert!(!ports.is_open());
+}
+
+#[tokio::test]
+async fn an_address_that_this_host_has_not_is_dockers_own_error() {
+    let engine = Engine { address: "192.0.2.1", ..Engine::tcp(free()) };
+    let refusal = engine.starts(&Ports::new(1)).await.unwrap_err();
+    assert!(refusal.message.ends_with("bind: cannot assign requested address"), "{}", refusal.message);
+}
+
+#[test]
+fn a_number_that_is_roots_comes_with_a_hint() {
+    let door = Door { protocol: Protocol::Tcp, address: "127.0.0.1:80".parse().unwrap() };
+    let refusal = refusal("web", door, &io::ErrorKind::PermissionDenied.into());
+    assert!(
+        refusal.message.contains("listen tcp4 127.0.0.1:80: bind: permission denied ("),
+        "{}",
+        refusal.message
+    );
+}
+
+#[tokio::test]
+async fn what_others_start_is_published_as_well_and_no_wider_than_asked() {
+    let (ports, engine) = (Ports::new(1), Engine::tcp(free()).running());
+    engine.compared(&ports).await;
+    assert!(is_bound("127.0.0.1", engine.port) && !is_bound("127.0.0.2", engine.port));
+    let wide = Engine { address: "0.0.0.0", ..Engine::tcp(free()).running() };
+    wide.compared(&ports).await;
+    assert!(is_bound("127.0.0.2", wide.port));
+    closes(engine.port).await;
+}
+
+#[tokio::test]
+async fn a_udp_port_is_bound_as_one() {
+    let number = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let (ports, engine) = (Ports::new(1), Engine { protocol: "udp", ..Engine::tcp(number) });
+    let _starting = engine.starts(&ports).await.unwrap().unwrap();
+    assert!(UdpSocket::bind(("127.0.0.1", number)).is_err() && !is_bound("127.0.0.1", number));
+}
+
+#[tokio::test]
+async fn a_door_outlives_its_vm_if_its_container_comes_back() {
+    for (policy, suspended, stays) in [("no", true, true), ("no", false, false), ("always", false, true)] {
+        let (ports, engine) = (Ports::new(1), Engine { policy, ..Engine::tcp(free()).running() });
+        engine.compared(&ports).await;
+        ports.vm_gone(suspended);
+        assert_eq!(ports.is_open(), stays, "{policy} {suspended}");
+    }
+}
+
+#[tokio::test]
+async fn a_container_that_is_not_there_is_the_engines_to_refuse() {
+    let mut engine = Engine::tcp(free()).dial().await.unwrap();
+    let starting = Ports::new(1).start(&mut engine, "nobody").await;
+    assert!(matches!(starting, Ok(None)));
+}

@@ -1,0 +1,123 @@
+//! The same bytes to the relay and to an engine give the same bytes back; and whatever the bytes, the relay never lets an
+//! engine see a request that it would not have seen by itself. The engine is hyper, which shares no parser with the relay
+//! but httparse, behind which both do their own framing.
+
+mod stage;
+
+use proptest::prelude::*;
+use stage::{Outcome, direct, relayed};
+
+/// One request, well-formed.
+fn request() -> impl Strategy<Value = String> {
+    let path = prop_oneof![
+        Just("/_ping"),
+        Just("/v1.45/echo"),
+        Just("/chunks?n=3"),
+        Just("/empty"),
+        Just("/big"),
+        Just("/containers/create"),
+        Just("/containers/a/start"),
+        Just("/missing"),
+    ];
+    let method = prop_oneof![3 => Just("POST"), 2 => Just("GET"), 1 => Just("HEAD"), 1 => Just("PUT")];
+    let header = prop_oneof![
+        4 => Just(""),
+        1 => Just("X-Registry-Auth: e30=\r\n"),
+        1 => Just("Accept:\r\n"),
+        1 => Just("connection: keep-alive\r\n"),
+        1 => Just("Connection: close\r\n"),
+        1 => Just("X: a:b ; c\t\r\n"),
+    ];
+    (method, path, header, body(), any::<bool>()).prop_map(|(method, path, header, body, blank)| {
+        let lead = if blank { "\r\n" } else { "" };
+        format!("{lead}{method} {path} HTTP/1.1\r\nHost: docker\r\n{header}{body}")
+    })
+}
+
+/// What follows the other header lines: how the body is framed, the empty line, the body.
+fn body() -> impl Strategy<Value = String> {
+    let text = "[ -~]{0,200}";
+    let chunks = proptest::collection::vec("[ -~]{1,60}", 0..5);
+    prop_oneof![
+        Just("\r\n".to_owned()),
+        text.prop_map(|text| format!("Content-Length: {}\r\n\r\n{text}", text.len())),
+        (chunks, any::<bool>()).prop_map(|(chunks, extended)| {
+            let extension = if extended { ";name=\"value\"" } else { "" };
+            let chunks: String =
+                chunks.iter().map(|chunk| format!("{:X}{extension}\r\n{chunk}\r\n", chunk.len())).collect();
+            let trailer = if extended { "X-Trailer: yes\r\n" } else { "" };
+            format!("Transfer-Encoding: chunked\r\n\r\n{chunks}0\r\n{trailer}\r\n")
+        }),
+    ]
+}
+
+/// Bytes that are nearly requests: whole ones, with a piece replaced.
+fn nearly() -> impl Strategy<Value = Vec<u8>> {
+    let piece = proptest::sample::select(vec![
+        &b"\n"[..],
+        b"\r",
+        b"\r\n",
+        b"\r\n\r\n",
+        b" ",
+        b"\0",
+        b"\xff",
+        b"0\r\n\r\n",
+        b"Content-Length: 5\r\n",
+        b"Content-Length: +5\r\n",
+        b"Transfer-Encoding: chunked\r\n",
+        b"Transfer-Encoding: gzip, chunked\r\n",
+        b"GET /_ping HTTP/1.1\r\n\r\n",
+        b"HTTP/1.0",
+        b"",
+    ]);
+    let requests = proptest::collection::vec(request(), 1..4);
+    (requests, proptest::collection::vec((any::<prop::sample::Index>(), 0_usize..8, piece), 1..4)).prop_map(
+        |(requests, changes)| {
+            let mut bytes = requests.concat().into_bytes();
+            for (at, length, piece) in changes {
+                let at = at.index(bytes.len().max(1)).min(bytes.len());
+                let end = (at + length).min(bytes.len());
+                bytes.splice(at..end, piece.iter().copied());
+            }
+            bytes
+        },
+    )
+}
+
+fn run(bytes: &[u8], cuts: &[usize]) -> (Outcome, Outcome) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    runtime.block_on(async { (direct(bytes, cuts).await, relayed(bytes, cuts).await) })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 128, ..ProptestConfig::default() })]
+
+    #[test]
+    fn the_same_requests_give_the_same_bytes_back(
+        requests in proptest::collection::vec(request(), 1..5),
+        cuts in proptest::collection::vec(1_usize..300, 1..20),
+    ) {
+        let bytes = requests.concat();
+        let (direct, relayed) = run(bytes.as_bytes(), &cuts);
+        prop_assert_eq!(String::from_utf8_lossy(&relayed.answer), String::from_utf8_lossy(&direct.answer));
+        prop_assert_eq!(relayed.seen, direct.seen);
+    }
+
+    #[test]
+    fn no_bytes_make_the_engine_see_what_it_would_not_have_seen(
+        bytes in nearly(),
+        cuts in proptest::collection::vec(1_usize..300, 1..20),
+    ) {
+        let (direct, relayed) = run(&bytes, &cuts);
+        let text = String::from_utf8_lossy(&bytes).into_owned();
+        prop_assert!(direct.seen.starts_with(&relayed.seen), "{text:?}\n{relayed:?}\n{direct:?}");
+        // What the relay doesn't pass on it refuses, after the same answers as the engine's; and where an engine hangs up
+        // without a word the relay says so.
+        if relayed.answer != direct.answer {
+            let (answers, engines) =
+                (String::from_utf8_lossy(&relayed.answer), String::from_utf8_lossy(&direct.answer));
+            let own = answers.rfind("HTTP/1.1 4").max(answers.rfind("HTTP/1.1 502"));
+            prop_assert!(engines.starts_with(&answers[..own.unwrap_or(answers.len())]), "{text:?}\n{answers}\n{engines}");
+        }
+    }
+}

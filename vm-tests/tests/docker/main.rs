@@ -1,0 +1,284 @@
+//! What a docker client sees of a session: the real docker client and compose, a real engine, asleep and awake.
+
+mod http;
+mod ports;
+
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use dormouse_api::{Phase, SessionInfo};
+use dormouse_vm_tests::stage::{Stage, fall_asleep, host_of, inspect};
+use dormouse_vm_tests::{figure, project};
+use rustix::process::{Signal, kill_process};
+use tokio::io::{AsyncBufReadExt, BufReader, Lines};
+use tokio::process::{Child, ChildStdout};
+
+use self::http::{Client, Response};
+
+/// Reads of an IDE that polls: so many a second, for so long.
+const READS_A_SECOND: u32 = 10;
+const POLLING: Duration = Duration::from_secs(30);
+
+const COMPOSE: &str = "
+services:
+  web:
+    image: busybox
+    command: sh -c 'echo hello from web; mkdir -p /data; echo served > /data/index.html; exec httpd -f -p 80 -h /data'
+    volumes: ['pages:/data']
+    stop_grace_period: 1s
+  other:
+    image: busybox
+    command: sh -c 'until wget -q -O - http://web/; do sleep 1; done; exec sleep 100000'
+    depends_on: [web]
+    stop_grace_period: 1s
+volumes:
+  pages: {}
+";
+
+/// One home for all of it: each VM start costs seconds.
+#[tokio::test(flavor = "multi_thread")]
+async fn docker_clients_can_not_tell_a_session_from_an_engine_but_that_it_sleeps() -> Result<()> {
+    let stage = Stage::new()?;
+    let session = stage.create(3600).await?;
+    let plugins = project().join("build/clients/plugins");
+    let config = stage.home().join("docker-config");
+    std::fs::create_dir_all(&config)?;
+    std::fs::write(
+        config.join("config.json"),
+        serde_json::json!({ "cliPluginsExtraDirs": [plugins] }).to_string(),
+    )?;
+    stage.load_busybox(&session).await?;
+
+    host_paths_are_refused_and_the_engines_socket_is_there(&stage, &session).await?;
+    ports::ports_are_published_on_the_host(&stage, &session).await?;
+    let mut events = Events::listen(&stage, &session)?;
+    compose_works_over_a_sleep(&stage, &session).await?;
+    events.heard("create").await?;
+    drop(events);
+    let asleep = reads_wake_nothing(&stage, &session).await?;
+    let mut events = Events::listen(&stage, &session)?;
+    stage.succeed(&session, &["run", "--rm", "--name", "after", "busybox", "true"]).await?;
+    let info = inspect(&session).await?;
+    ensure!(info.vm.start_count == asleep.vm.start_count + 1, "{:?}", info.vm);
+    events.heard("after").await?;
+    Ok(())
+}
+
+async fn host_paths_are_refused_and_the_engines_socket_is_there(
+    stage: &Stage,
+    session: &SessionInfo,
+) -> Result<()> {
+    let output = stage.run(session, &["run", "--rm", "-v", "/etc:/x", "busybox", "true"]).await?;
+    let errors = String::from_utf8_lossy(&output.stderr);
+    ensure!(
+        output.status.code() == Some(125) && errors.contains("/etc: the session's VM has none"),
+        "{errors}"
+    );
+    for socket in ["/var/run/docker.sock", &session.docker_socket.to_string_lossy()] {
+        let bind = format!("{socket}:/s");
+        stage.succeed(session, &["run", "--rm", "-v", &bind, "busybox", "test", "-S", "/s"]).await?;
+    }
+    Ok(())
+}
+
+fn compose(stage: &Stage, session: &SessionInfo, arguments: &[&str]) -> Result<Command> {
+    let folder = stage.home().join("project");
+    std::fs::create_dir_all(&folder)?;
+    std::fs::write(folder.join("compose.yaml"), COMPOSE)?;
+    let mut command = stage.docker(session, &["compose", "--ansi", "never"]);
+    command.args(arguments).current_dir(folder);
+    Ok(command)
+}
+
+async fn composed(stage: &Stage, session: &SessionInfo, arguments: &[&str]) -> Result<String> {
+    let output = stage.finish(session, compose(stage, session, arguments)?).await?;
+    let errors = String::from_utf8_lossy(&output.stderr);
+    ensure!(
+        output.status.success(),
+        "compose {arguments:?} ended with {}: {errors}\n{}",
+        output.status,
+        stage.logs(session)
+    );
+    Ok(String::from_utf8(output.stdout)?)
+}
+
+async fn compose_works_over_a_sleep(stage: &Stage, session: &SessionInfo) -> Result<()> {
+    composed(stage, session, &["up", "--detach"]).await?;
+    let page =
+        composed(stage, session, &["exec", "-T", "other", "wget", "-q", "-O", "-", "http://web/"]).await?;
+    ensure!(page == "served\n", "{page}");
+    let logs = composed(stage, session, &["logs", "--no-color", "web"]).await?;
+    ensure!(logs.contains("hello from web"), "{logs}");
+    composed(stage, session, &["stop"]).await?;
+    fall_asleep(session).await?;
+    composed(stage, session, &["start"]).await?;
+    let page =
+        composed(stage, session, &["exec", "-T", "other", "wget", "-q", "-O", "-", "http://web/"]).await?;
+    ensure!(page == "served\n", "{page}");
+    composed(stage, session, &["down", "--volumes"]).await?;
+    let volumes = stage.succeed(session, &["volume", "ls", "--quiet"]).await?;
+    ensure!(!volumes.contains("pages"), "{volumes}");
+    Ok(())
+}
+
+/// Texts that tell of the moment, or of the engine's process, taken out of an answer.
+fn steady(target: &str, body: &str) -> Result<serde_json::Value> {
+    let mut value: serde_json::Value =
+        serde_json::from_str(body).unwrap_or_else(|_| serde_json::Value::String(body.to_owned()));
+    let varies: &[&str] = match target {
+        _ if target.contains("/containers/json") => &["Status"],
+        _ if target.ends_with("/info") => &["SystemTime", "NFd", "NGoroutines", "NEventsListener"],
+        // An engine that was booted anew makes its default network anew.
+        _ if target.contains("/networks") => &["Id", "Created", "NetworkID"],
+        _ => &[],
+    };
+    let mut strip = |object: &mut serde_json::Value| {
+        if let serde_json::Value::Object(fields) = object {
+            varies.iter().for_each(|name| drop(fields.remove(*name)));
+        }
+    };
+    match &mut value {
+        serde_json::Value::Array(items) => {
+            items.iter_mut().for_each(&mut strip);
+            items.sort_by_key(ToString::to_string);
+        }
+        object => strip(object),
+    }
+    Ok(value)
+}
+
+async fn reads_wake_nothing(stage: &Stage, session: &SessionInfo) -> Result<SessionInfo> {
+    let names = ["one", "two"];
+    for name in names {
+        stage.succeed(session, &["run", "--name", name, "busybox", "true"]).await?;
+    }
+    // What clients are known to ask, and what this one has asked.
+    for arguments in
+        [&["ps", "--all"][..], &["images"], &["inspect", "one"], &["network", "ls"], &["version"]]
+    {
+        stage.succeed(session, arguments).await?;
+    }
+    fall_asleep(session).await?;
+    let before = inspect(session).await?;
+    let kept =
+        std::fs::read(stage.home().join("data/sessions").join(session.id.as_str()).join("asleep.json"))
+            .or_else(|_| find_kept(stage))?;
+    let kept: serde_json::Value = serde_json::from_slice(&kept)?;
+    let questions: Vec<(String, String)> = kept["answers"]
+        .as_array()
+        .context("there are no answers")?
+        .iter()
+        .map(|entry| &entry["question"])
+        .filter_map(|question| {
+            Some((question["method"].as_str()?.into(), question["target"].as_str()?.into()))
+        })
+        .collect();
+    ensure!(questions.iter().any(|(_, target)| target.ends_with("/containers/one/json")), "{questions:?}");
+    ensure!(questions.len() > 10, "{questions:?}");
+
+    let mut asleep: Vec<Response> = Vec::new();
+    let mut client = Client::connect(&session.docker_socket)?;
+    for (method, target) in &questions {
+        let response = client.ask(method, target)?;
+        ensure!(response.is_asleep(), "{method} {target}: {response:?}");
+        asleep.push(response);
+    }
+    let listed = stage.succeed(session, &["ps", "--all", "--format", "{{.Names}} {{.Status}}"]).await?;
+    ensure!(listed.contains("one Exited (0) ") && listed.contains(" ago"), "{listed}");
+    polling(session, "/v1.45/containers/json?all=1")?;
+    kill_process(host_of(session)?, Signal::KILL)?;
+    let begun = Instant::now();
+    let first = Client::connect(&session.docker_socket)?.ask("GET", "/v1.45/containers/json?all=1")?;
+    figure("first read after the host has gone", begun.elapsed());
+    ensure!(first.is_asleep(), "{first:?}");
+    let after = inspect(session).await?;
+    ensure!(after.vm.phase == Phase::Absent && after.vm.generation == before.vm.generation, "{after:?}");
+
+    // What isn't known wakes; and then the engine says the same to everything.
+    let mut client = Client::connect(&session.docker_socket)?;
+    let woken = client.ask("GET", "/v1.45/containers/json?all=1&limit=5")?;
+    ensure!(woken.status == 200 && !woken.is_asleep(), "{woken:?}");
+    for ((method, target), asleep) in questions.iter().zip(asleep) {
+        let awake = client.ask(method, target)?;
+        ensure!(!awake.is_asleep(), "{method} {target}");
+        let (then, now) = (steady(target, &asleep.body)?, steady(target, &awake.body)?);
+        ensure!(then == now, "{method} {target}\nasleep: {then}\nawake:  {now}");
+        ensure!(
+            asleep.status == awake.status && asleep.steady_lines() == awake.steady_lines(),
+            "{asleep:?} {awake:?}"
+        );
+    }
+    for name in names {
+        stage.succeed(session, &["rm", name]).await?;
+    }
+    fall_asleep(session).await?;
+    inspect(session).await
+}
+
+/// The file of answers, wherever this home keeps its sessions.
+fn find_kept(stage: &Stage) -> std::io::Result<Vec<u8>> {
+    let mut folders = vec![stage.home().to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder)? {
+            let path = entry?.path();
+            if path.ends_with("asleep.json") {
+                return std::fs::read(path);
+            }
+            if path.is_dir() {
+                folders.push(path);
+            }
+        }
+    }
+    Err(std::io::ErrorKind::NotFound.into())
+}
+
+/// An IDE's polling, each read over a connection of its own.
+fn polling(session: &SessionInfo, target: &str) -> Result<()> {
+    let (begun, mut took) = (Instant::now(), Vec::new());
+    for number in 0.. {
+        let due = begun + number * Duration::from_secs(1) / READS_A_SECOND;
+        if due >= begun + POLLING {
+            break;
+        }
+        std::thread::park_timeout(due.saturating_duration_since(Instant::now()));
+        let asked = Instant::now();
+        let response = Client::connect(&session.docker_socket)?.ask("GET", target)?;
+        took.push(asked.elapsed());
+        ensure!(response.is_asleep(), "{response:?}");
+    }
+    took.sort();
+    let (median, p99) = (took[took.len() / 2], took[took.len() * 99 / 100]);
+    println!("figure: median of a read while asleep = {} us", median.as_micros());
+    println!("figure: p99 of a read while asleep = {} us", p99.as_micros());
+    ensure!(took.len() > 200, "{} reads", took.len());
+    Ok(())
+}
+
+/// `docker events`, open all the time.
+struct Events {
+    _client: Child,
+    lines: Lines<BufReader<ChildStdout>>,
+}
+
+impl Events {
+    fn listen(stage: &Stage, session: &SessionInfo) -> Result<Self> {
+        let mut command =
+            tokio::process::Command::from(stage.docker(session, &["events", "--format", "json"]));
+        let mut client = command.stdout(Stdio::piped()).kill_on_drop(true).spawn()?;
+        let stdout = client.stdout.take().context("a pipe was asked for")?;
+        Ok(Self { _client: client, lines: BufReader::new(stdout).lines() })
+    }
+
+    async fn heard(&mut self, word: &str) -> Result<()> {
+        let hearing = async {
+            while let Some(line) = self.lines.next_line().await? {
+                if line.contains(word) {
+                    return Ok(());
+                }
+            }
+            anyhow::bail!("the stream of events ended before {word:?} was heard")
+        };
+        tokio::time::timeout(Duration::from_secs(120), hearing).await.context("no such event came")?
+    }
+}

@@ -1,0 +1,80 @@
+//! Published ports, from the host's side.
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use dormouse_api::SessionInfo;
+use dormouse_vm_tests::stage::Stage;
+
+/// Longest wait for a byte.
+const BYTE_WITHIN: Duration = Duration::from_secs(60);
+
+const SERVER: &str = "echo served > /index.html; exec httpd -f -p 80 -h /";
+
+/// Asks as HTTP/1.0 does, and closes the sending side: the answer still has to come.
+fn fetch(address: &str) -> Result<String> {
+    let mut stream = TcpStream::connect(address).with_context(|| format!("nobody listens at {address}"))?;
+    stream.set_read_timeout(Some(BYTE_WITHIN))?;
+    stream.write_all(b"GET / HTTP/1.0\r\n\r\n")?;
+    stream.shutdown(Shutdown::Write)?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    Ok(answer)
+}
+
+/// A number that was free a moment ago.
+fn free() -> Result<u16> {
+    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+}
+
+fn is_open(address: SocketAddr) -> bool {
+    TcpStream::connect_timeout(&address, BYTE_WITHIN).is_ok()
+}
+
+async fn server(stage: &Stage, session: &SessionInfo, name: &str, publish: &str) -> Result<String> {
+    let arguments = ["run", "--detach", "--name", name, "--publish", publish, "busybox", "sh", "-c", SERVER];
+    stage.succeed(session, &arguments).await
+}
+
+/// All of it with a VM that is awake: who knocks at a sleeping one is shown with a scripted VM.
+pub(crate) async fn ports_are_published_on_the_host(stage: &Stage, session: &SessionInfo) -> Result<()> {
+    // A number of the host's choice is the one that clients are told.
+    server(stage, session, "any", "80").await?;
+    let told = stage.succeed(session, &["port", "any", "80/tcp"]).await?;
+    let number = told.lines().next().and_then(|line| line.rsplit_once(':')).context("no port")?.1.trim();
+    ensure!(fetch(&format!("127.0.0.1:{number}"))?.ends_with("served\n"), "{told}");
+
+    // A given one; on this host only, unless more was asked for.
+    let given = free()?;
+    server(stage, session, "given", &format!("{given}:80")).await?;
+    ensure!(fetch(&format!("127.0.0.1:{given}"))?.ends_with("served\n"));
+    ensure!(!is_open(format!("127.0.0.2:{given}").parse()?), "more is open than was asked for");
+    let wide = free()?;
+    server(stage, session, "wide", &format!("0.0.0.0:{wide}:80")).await?;
+    ensure!(fetch(&format!("127.0.0.2:{wide}"))?.ends_with("served\n"));
+
+    // Taken by another container, and by another program of the host.
+    let taken = TcpListener::bind("127.0.0.1:0")?;
+    let number = taken.local_addr()?.port();
+    let twice = [format!("{given}:80"), format!("{number}:80")];
+    let arguments = |publish| ["run", "--detach", "--publish", publish, "busybox", "true"];
+    let allocated = stage.run(session, &arguments(&twice[0])).await?;
+    let errors = String::from_utf8_lossy(&allocated.stderr);
+    ensure!(allocated.status.code() == Some(125) && errors.contains("port is already allocated"), "{errors}");
+    let bound = stage.run(session, &arguments(&twice[1])).await?;
+    let errors = String::from_utf8_lossy(&bound.stderr);
+    ensure!(bound.status.code() == Some(125) && errors.contains("address already in use"), "{errors}");
+    let running = stage.succeed(session, &["ps", "--quiet"]).await?;
+    ensure!(running.lines().count() == 3, "who could not be published runs: {running}");
+
+    stage.succeed(session, &["rm", "--force", "any", "given", "wide"]).await?;
+    let closed = async {
+        while is_open(format!("127.0.0.1:{given}").parse()?) {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        Ok(())
+    };
+    tokio::time::timeout(BYTE_WITHIN, closed).await.context("a door stays open without its container")?
+}

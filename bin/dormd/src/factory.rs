@@ -17,6 +17,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, anyhow};
 use dormouse_api::NetworkKind;
+use dormouse_api::link::EngineFacts;
 use dormouse_client::Home;
 use dormouse_guest_image::{GuestImage, ImageStore};
 use dormouse_snapshot::{DISK, MEMORY, Seal, TemplateStore};
@@ -77,6 +78,14 @@ impl Factory {
             return Ok(NetworkKind::None);
         }
         Ok(if self.qemu().await?.passt.is_some() { NetworkKind::Passt } else { NetworkKind::User })
+    }
+
+    /// The engine of the image that new VMs boot.
+    pub(crate) fn engine(&self) -> Option<EngineFacts> {
+        let manifest = self.images().newest_manifest().ok()?;
+        // The package's revision is not part of what the engine calls itself.
+        let version = manifest.engine.rsplit_once('-').map_or(&*manifest.engine, |(version, _)| version);
+        Some(EngineFacts { version: version.to_owned(), api: manifest.api, kernel: manifest.kernel })
     }
 
     fn images(&self) -> ImageStore {

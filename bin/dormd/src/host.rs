@@ -136,13 +136,14 @@ impl Keeper {
         let _ = std::fs::remove_file(&path);
         let service = OwnedFd::from(UnixListener::bind(&path)?);
         let log = std::fs::File::create(runtime.join("host.log"))?;
+        let settings = self.settings.for_host(self.home.machine_hooks(), self.factory.engine());
         let mut command = Command::new(program_beside_this_one("dorm-session")?);
         command
             .args(["serve", "--session-dir"])
             .arg(self.home.session(&self.settings.id))
             .arg("--runtime-dir")
             .arg(&runtime)
-            .env("DORM_SETTINGS", serde_json::to_string(&self.settings.for_host(self.home.machine_hooks()))?)
+            .env("DORM_SETTINGS", serde_json::to_string(&settings)?)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log);

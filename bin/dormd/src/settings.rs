@@ -8,7 +8,7 @@ use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
-use dormouse_api::link::HostSettings;
+use dormouse_api::link::{EngineFacts, HostSettings};
 use dormouse_api::{
     ApiError, ChangeSettings, CrashPolicy, CreateSession, ErrorCode, IdleAction, IdleTimeout, NetworkKind,
     RunningContainers, SessionId, SessionName,
@@ -192,7 +192,7 @@ impl Settings {
 
     /// What the session's host is told of them.
     #[must_use]
-    pub(crate) fn for_host(&self, machine_hooks: PathBuf) -> HostSettings {
+    pub(crate) fn for_host(&self, machine_hooks: PathBuf, engine: Option<EngineFacts>) -> HostSettings {
         HostSettings {
             id: self.id.clone(),
             name: self.name.clone(),
@@ -208,6 +208,7 @@ impl Settings {
             crash: self.crash,
             boot_timeout_seconds: self.boot_timeout_seconds,
             asleep_answers: self.asleep_answers,
+            engine,
             cpus: self.cpus,
             memory_mib: self.memory_mib,
             storage_bytes: self.storage_bytes,

@@ -53,6 +53,8 @@ pub struct HostSettings {
     pub boot_timeout_seconds: u64,
     /// May reads be answered without waking the VM?
     pub asleep_answers: bool,
+    /// The engine that a first VM of this session would have; `None` if there is no image to make one of.
+    pub engine: Option<EngineFacts>,
     /// For display: virtual CPUs.
     pub cpus: u32,
     /// For display: RAM in MiB.
@@ -65,6 +67,17 @@ pub struct HostSettings {
     pub machine_hooks: PathBuf,
     /// Does the first request after `terminate` open a new incarnation? Only for the default session.
     pub reopen_after_terminate: bool,
+}
+
+/// What is known of an engine that never ran.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EngineFacts {
+    /// Its version, as it tells it.
+    pub version: String,
+    /// The newest version of its API.
+    pub api: String,
+    /// The kernel under it.
+    pub kernel: String,
 }
 
 /// From dormd to the host.

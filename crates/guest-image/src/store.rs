@@ -172,6 +172,18 @@ impl ImageStore {
     /// # Errors
     /// See [`ImageError`].
     pub fn newest(&self) -> Result<GuestImage, ImageError> {
+        self.open(&self.newest_hash()?)
+    }
+
+    /// What the image that new VMs boot is made of. Its files aren't looked at: this is to tell of it, not to boot it.
+    ///
+    /// # Errors
+    /// See [`ImageError`].
+    pub fn newest_manifest(&self) -> Result<Manifest, ImageError> {
+        Ok(self.manifest(&self.newest_hash()?)?.1)
+    }
+
+    fn newest_hash(&self) -> Result<ImageHash, ImageError> {
         let path = self.folder_with(NEWEST).join(NEWEST);
         let text = match fs::read_to_string(&path) {
             Ok(text) => text,
@@ -180,12 +192,11 @@ impl ImageStore {
             }
             Err(error) => return Err(ImageError::Io(path, error)),
         };
-        let hash = text.trim().parse().map_err(|()| ImageError::Damaged {
+        text.trim().parse().map_err(|()| ImageError::Damaged {
             folder: self.folder.clone(),
             file: NEWEST.to_owned(),
             fault: "names no image",
-        })?;
-        self.open(&hash)
+        })
     }
 
     /// Opens an image and verifies it. Files that haven't changed since they were last hashed aren't hashed again.
@@ -193,6 +204,14 @@ impl ImageStore {
     /// # Errors
     /// See [`ImageError`].
     pub fn open(&self, hash: &ImageHash) -> Result<GuestImage, ImageError> {
+        let (folder, manifest) = self.manifest(hash)?;
+        let image = GuestImage { folder, hash: hash.clone(), manifest };
+        image.verify()?;
+        Ok(image)
+    }
+
+    /// An image's folder and its verified manifest.
+    fn manifest(&self, hash: &ImageHash) -> Result<(PathBuf, Manifest), ImageError> {
         let folder = self.folder_with(hash.as_str()).join(hash.as_str());
         let path = folder.join(MANIFEST);
         let bytes = match fs::read(&path) {
@@ -211,9 +230,7 @@ impl ImageStore {
         if manifest.format != MANIFEST_FORMAT {
             return Err(ImageError::Format { found: manifest.format });
         }
-        let image = GuestImage { folder, hash: hash.clone(), manifest };
-        image.verify()?;
-        Ok(image)
+        Ok((folder, manifest))
     }
 
     /// Moves the image in `built`, which is on the store's file system, into the store, and makes it the newest. An

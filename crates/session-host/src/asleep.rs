@@ -9,9 +9,10 @@
 //!
 //! An answer counts only while there is no VM, and only if the latest generation's sleep was sealed: after a crash, or a
 //! sleep that went wrong, everything wakes. Asked is a fixed set for each version of the API that clients use, and
-//! whatever they asked within the last hour.
+//! whatever they asked within the last hour. What no engine is needed for is also answered before there ever was one.
 
 mod answers;
+mod never;
 mod present;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -23,6 +24,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use bytes::Bytes;
+use dormouse_api::link::EngineFacts;
 use dormouse_docker_proxy::{RequestHead, ResponseHead, version_of};
 use jiff::Timestamp;
 use serde::Deserialize;
@@ -79,6 +81,8 @@ pub struct Asleep {
 struct Shared {
     folder: PathBuf,
     enabled: bool,
+    /// The engine that there would be, if there never was one.
+    engine: Option<EngineFacts>,
     memory: Mutex<Memory>,
 }
 
@@ -95,8 +99,9 @@ struct Memory {
 impl Asleep {
     /// Answers that an earlier host left in the session's folder. What can't be read is as good as none.
     #[must_use]
-    pub fn load(folder: &Path, enabled: bool) -> Self {
-        let shared = Shared { folder: folder.to_owned(), enabled, memory: Mutex::new(Memory::default()) };
+    pub fn load(folder: &Path, enabled: bool, engine: Option<EngineFacts>) -> Self {
+        let (folder, memory) = (folder.to_owned(), Mutex::new(Memory::default()));
+        let shared = Shared { folder, enabled, engine, memory };
         let mut memory = Memory::default();
         let sealed = read(&shared.sealed_path()).ok().and_then(|bytes| Answers::from_bytes(&bytes));
         if let Some(sealed) = sealed {
@@ -131,6 +136,10 @@ impl Asleep {
         // HTTP/1.0 knows no chunks.
         if !self.shared.enabled || !request.is_http_1_1 {
             return None;
+        }
+        if generation == 0 {
+            let engine = self.shared.engine.as_ref()?;
+            return never::answer(engine, &request.method, &request.target, Timestamp::now());
         }
         let sealed = self.memory().sealed.clone()?;
         if sealed.generation != generation {

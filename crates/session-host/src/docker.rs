@@ -38,7 +38,7 @@ impl Face {
             seed.wrapping_mul(31).wrapping_add(u64::from(byte))
         });
         Self {
-            asleep: Asleep::load(session_dir, settings.asleep_answers),
+            asleep: Asleep::load(session_dir, settings.asleep_answers, settings.engine.clone()),
             events: Events::load(session_dir),
             ports: Ports::new(seed),
         }

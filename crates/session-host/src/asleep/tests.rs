@@ -70,7 +70,7 @@ const PS: &str = "GET /v1.45/containers/json?all=1";
 #[tokio::test]
 async fn an_answer_counts_once_its_sleep_is_over_and_for_no_other_generation() {
     let folder = tempfile::tempdir().unwrap();
-    let asleep = Asleep::load(folder.path(), true);
+    let asleep = Asleep::load(folder.path(), true, None);
     asleep.asked(&request(PS));
     assert_eq!(asks(&asleep, PS, 0), None);
     Engine::default().captured_by(&asleep, 3).await;
@@ -86,7 +86,7 @@ async fn an_answer_counts_once_its_sleep_is_over_and_for_no_other_generation() {
     );
     assert_eq!(asks(&asleep, PS, 4), None, "another VM ran since");
     // A new host knows as much.
-    let next = Asleep::load(folder.path(), true);
+    let next = Asleep::load(folder.path(), true, None);
     assert!(asks(&next, PS, 3).is_some());
     assert_eq!(asks(&next, PS, 4), None);
 }
@@ -94,15 +94,15 @@ async fn an_answer_counts_once_its_sleep_is_over_and_for_no_other_generation() {
 #[tokio::test]
 async fn a_sleep_that_was_not_sealed_leaves_nothing_to_the_next_host() {
     let folder = tempfile::tempdir().unwrap();
-    let asleep = Asleep::load(folder.path(), true);
+    let asleep = Asleep::load(folder.path(), true, None);
     Engine::default().captured_by(&asleep, 1).await;
-    assert_eq!(asks(&Asleep::load(folder.path(), true), "GET /_ping", 1), None);
+    assert_eq!(asks(&Asleep::load(folder.path(), true, None), "GET /_ping", 1), None);
 }
 
 #[tokio::test]
 async fn what_was_asked_is_kept_word_for_word_and_anything_else_is_not() {
     let folder = tempfile::tempdir().unwrap();
-    let asleep = Asleep::load(folder.path(), true);
+    let asleep = Asleep::load(folder.path(), true, None);
     asleep.asked(&request("GET /v1.45/networks/mine?verbose=1"));
     asleep.asked(&request("GET /v1.45/images/lost/json"));
     let engine = Engine::default();
@@ -127,7 +127,7 @@ async fn what_was_asked_is_kept_word_for_word_and_anything_else_is_not() {
 #[tokio::test]
 async fn an_engine_that_closes_each_connection_is_asked_all_the_same() {
     let folder = tempfile::tempdir().unwrap();
-    let asleep = Asleep::load(folder.path(), true);
+    let asleep = Asleep::load(folder.path(), true, None);
     asleep.asked(&request(PS));
     let engine = Engine { closes: true, ..Engine::default() };
     engine.captured_by(&asleep, 1).await;
@@ -138,7 +138,7 @@ async fn an_engine_that_closes_each_connection_is_asked_all_the_same() {
 #[tokio::test(start_paused = true)]
 async fn questions_are_forgotten_after_an_hour_and_bounded_in_number() {
     let folder = tempfile::tempdir().unwrap();
-    let asleep = Asleep::load(folder.path(), true);
+    let asleep = Asleep::load(folder.path(), true, None);
     asleep.asked(&request("GET /v1.45/volumes/old"));
     tokio::time::advance(ASKED_WITHIN + Duration::from_secs(1)).await;
     asleep.asked(&request("GET /v1.45/volumes/new"));
@@ -156,7 +156,7 @@ async fn questions_are_forgotten_after_an_hour_and_bounded_in_number() {
 #[tokio::test(start_paused = true)]
 async fn an_engine_that_hangs_holds_a_sleep_up_for_a_bounded_time_only() {
     let folder = tempfile::tempdir().unwrap();
-    let asleep = Asleep::load(folder.path(), true);
+    let asleep = Asleep::load(folder.path(), true, None);
     let mut kept = Vec::new();
     let begun = Instant::now();
     let (sender, mut dials) = tokio::sync::mpsc::unbounded_channel();
@@ -176,11 +176,22 @@ async fn an_engine_that_hangs_holds_a_sleep_up_for_a_bounded_time_only() {
 #[tokio::test]
 async fn switched_off_nothing_is_asked_kept_or_answered() {
     let folder = tempfile::tempdir().unwrap();
-    let asleep = Asleep::load(folder.path(), false);
+    let asleep = Asleep::load(folder.path(), false, None);
     let engine = Engine::default();
     asleep.asked(&request(PS));
     engine.captured_by(&asleep, 1).await;
     asleep.seal(1);
     assert!(engine.asked.lock().unwrap().is_empty());
     assert_eq!(asks(&asleep, "GET /_ping", 1), None);
+}
+
+#[tokio::test]
+async fn an_engine_that_never_ran_is_told_of_until_it_has_run() {
+    let folder = tempfile::tempdir().unwrap();
+    let engine = EngineFacts { version: "26.1.5".into(), api: "1.45".into(), kernel: "6.12".into() };
+    let asleep = Asleep::load(folder.path(), true, Some(engine));
+    assert!(asks(&asleep, "GET /v1.45/version", 0).unwrap().contains("\"ApiVersion\":\"1.45\""));
+    assert!(asks(&asleep, "HEAD /_ping", 0).is_some());
+    assert_eq!(asks(&asleep, "GET /v1.45/info", 0), None);
+    assert_eq!(asks(&asleep, "HEAD /_ping", 1), None);
 }

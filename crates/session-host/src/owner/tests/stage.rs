@@ -303,6 +303,7 @@ pub(super) fn facts(folder: &std::path::Path) -> Facts {
         boot_timeout_seconds: 300,
         running: dormouse_api::RunningContainers::Hold,
         asleep_answers: true,
+        engine: None,
         cpus: 1,
         memory_mib: 512,
         storage_bytes: 1 << 30,

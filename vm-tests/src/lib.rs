@@ -3,6 +3,7 @@
 //! Whatever a test makes goes away with its [`Home`]: folders by their drop, VMs because each is killed by pid.
 
 pub mod fake;
+pub mod root_process;
 pub mod stage;
 
 use std::path::{Path, PathBuf};

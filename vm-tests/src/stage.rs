@@ -156,9 +156,25 @@ impl Stage {
     pub async fn create(&self, idle_seconds: u64) -> Result<SessionInfo> {
         let mut wish = CreateSession::named("default".parse()?);
         wish.idle_timeout = IdleTimeout::Seconds(idle_seconds);
-        let size = CreateTemplate::default();
-        let _: TemplateInfo = self.service().call(http::Method::POST, "/v1/templates", &size).await?;
+        self.template().await?;
         Ok(self.make(&wish).await?)
+    }
+
+    /// Makes the template that all tests share, unless it is there.
+    ///
+    /// # Errors
+    /// The service's.
+    pub async fn template(&self) -> Result<TemplateInfo> {
+        let size = CreateTemplate::default();
+        Ok(self.service().call(http::Method::POST, "/v1/templates", &size).await?)
+    }
+
+    /// Removes a session.
+    ///
+    /// # Errors
+    /// The service's.
+    pub async fn remove(&self, name: &str) -> Result<(), ClientError> {
+        self.service().call(http::Method::DELETE, &format!("/v1/sessions/{name}"), &()).await
     }
 
     /// The docker client on a session's socket.

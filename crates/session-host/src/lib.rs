@@ -13,6 +13,7 @@ mod clock;
 mod control;
 mod docker;
 pub mod events;
+mod fault;
 mod fetch;
 mod gate;
 mod hooks;

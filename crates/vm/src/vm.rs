@@ -121,6 +121,12 @@ impl Vm {
         &self.record
     }
 
+    /// The session's runtime directory.
+    #[must_use]
+    pub fn runtime_dir(&self) -> &Path {
+        &self.runtime_dir
+    }
+
     /// In which state it was when we connected.
     #[must_use]
     pub const fn found(&self) -> RunState {

@@ -25,6 +25,7 @@ use super::guest::{Guest, random};
 use super::pump::{Pump, discard_memory};
 use super::sleep::Sleep;
 use super::{Factory, PROGRESS_WITHIN, Purpose, Shared, Up};
+use crate::fault::point;
 use crate::owner::Message;
 
 /// How many of the console's lines go into an error.
@@ -213,11 +214,16 @@ impl<F: Factory> BringUp<F> {
         let waking = async {
             self.connect_console(&found.vm).await?;
             self.step(how.as_str());
+            let faults = &self.shared.runtime_dir;
+            point(faults, "resume.made").await;
             let state = self.shared.store.join(STATE);
             found.vm.load_state(&state).await.map_err(|error| error.to_string())?;
+            point(faults, "resume.loaded").await;
             let (boot, store) = (seal.boot.clone(), self.shared.store.clone());
             blocking(move || seal.break_it(&store)).await?;
+            point(faults, "resume.broken").await;
             found.vm.cont().await.map_err(|error| format!("the VM doesn't run: {error}"))?;
+            point(faults, "resume.running").await;
             let identity = match how {
                 StartHow::Clone => Some(self.identity()?),
                 StartHow::Resume | StartHow::Cold => None,
@@ -227,6 +233,7 @@ impl<F: Factory> BringUp<F> {
             if guest.boot != boot {
                 return Err("another guest answered".to_owned());
             }
+            point(faults, "resume.greeted").await;
             self.fit_disk(&found.vm, &guest).await?;
             let watch = guest.until_ready(deadline, |_| {}, |words| self.warn(words)).await?;
             Ok((guest, watch))

@@ -22,6 +22,7 @@ use super::bring_up::blocking;
 use super::guest::Guest;
 use super::pump::discard_memory;
 use super::{Factory, PROGRESS_WITHIN, Purpose, Shared, Up};
+use crate::fault::point;
 use crate::owner::Message;
 
 /// How long the guest may take to see that its host hung up.
@@ -77,6 +78,7 @@ impl<F: Factory> Sleep<F> {
         let origin = Origin::Session { generation: ask.generation.0 };
         match save(&self.up, &self.shared.store, origin).await {
             Ok(seal) => {
+                point(&self.shared.runtime_dir, "suspend.sealed").await;
                 self.shared.tell(Event::SleepDone { ask });
                 let store = self.shared.store.clone();
                 // Not waited for: without it the snapshot holds as long as the host isn't started again.
@@ -135,8 +137,11 @@ impl<F: Factory> Sleep<F> {
 pub(crate) async fn save(up: &Up, store: &Path, origin: Origin) -> Result<Seal, SaveError> {
     let Up { vm, guest, purpose } = up;
     let early = |what: &str, error: &dyn std::fmt::Display| SaveError::Early(format!("{what}: {error}"));
+    let faults = vm.runtime_dir();
     check_space(store)?;
+    point(faults, "suspend.begun").await;
     guest.agent.freeze().await.map_err(|error| early("the guest's disk was not frozen", &error))?;
+    point(faults, "suspend.frozen").await;
     guest.quiet.cancel();
     let _ = timeout(HANG_UP_WITHIN, guest.agent.close()).await;
     let old = store.to_owned();
@@ -147,12 +152,14 @@ pub(crate) async fn save(up: &Up, store: &Path, origin: Origin) -> Result<Seal, 
         .await
         .map_err(|error| early("the state of the devices was not saved", &error))?;
 
+    point(faults, "suspend.saved").await;
     purpose.send_replace(Purpose::Suspend);
     if let Err(error) = vm.quit().await {
         tracing::warn!(%error, "QEMU did not take the order to quit");
         vm.kill();
     }
     timeout(QUIT_WITHIN, vm.ended()).await.map_err(|_| SaveError::Late("QEMU did not quit".to_owned()))?;
+    point(faults, "suspend.quit").await;
     let (store, key, boot) = (store.to_owned(), vm.record().key.clone(), guest.boot.clone());
     blocking(move || Seal::make(&store, origin, key, boot)).await.map_err(SaveError::Late)
 }

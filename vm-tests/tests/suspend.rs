@@ -1,0 +1,320 @@
+//! Sessions that sleep by suspend: what runs in them goes on, and whoever dies on the way, nothing synced is lost.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result, ensure};
+use dormouse_api::{CreateSession, HistoryEntry, How, IdleTimeout, RunningContainers, SessionInfo};
+use dormouse_client::Endpoint;
+use dormouse_vm_tests::root_process::guest_output;
+use dormouse_vm_tests::stage::{Stage, fall_asleep, host_of, inspect, qemu_of, runtime};
+use rustix::process::{Signal, kill_process};
+
+/// Longest wait for a point of a suspend or a resume.
+const POINT_WITHIN: Duration = Duration::from_secs(120);
+
+/// How far a guest's clock may be off after a wake.
+const CLOCK_OFF_MAX: Duration = Duration::from_secs(1);
+
+/// A program that writes numbered lines with their checksums, each synced before the next.
+const WRITER: &str =
+    "n=0; while :; do n=$((n+1)); echo $n $(echo $n | md5sum) >> /data/records; sync; sleep 0.05; done";
+
+/// Fails unless the records are numbered without a gap, each with its checksum.
+const READER: &str = "n=0; while read number sum _; do n=$((n+1)); [ $number = $n ] || exit 3; \
+    [ \"$(echo $n | md5sum)\" = \"$sum  -\" ] || exit 4; done < /data/records; echo $n";
+
+async fn quiet_session(stage: &Stage, name: &str) -> Result<SessionInfo> {
+    let mut wish = CreateSession::named(name.parse()?);
+    // Put to sleep by the test, never by itself.
+    wish.idle_timeout = IdleTimeout::Seconds(3600);
+    wish.running = RunningContainers::Suspend;
+    stage.template().await?;
+    Ok(stage.make(&wish).await?)
+}
+
+async fn history(session: &SessionInfo) -> Result<Vec<HistoryEntry>> {
+    Ok(Endpoint::new(&session.control_socket).get("/v1/history").await?)
+}
+
+fn median(mut milliseconds: Vec<u64>) -> u64 {
+    milliseconds.sort_unstable();
+    milliseconds.get(milliseconds.len() / 2).copied().unwrap_or_default()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_container_that_writes_goes_on_over_many_suspends() -> Result<()> {
+    let cycles = if cfg!(feature = "long") { 300 } else { 20 };
+    let stage = Stage::new()?;
+    let session = quiet_session(&stage, "default").await?;
+    stage.load_busybox(&session).await?;
+    let volume = ["--volume", "records:/data", "busybox", "sh", "-c"];
+    let writer = [&["run", "--detach", "--name", "writer"][..], &volume, &[WRITER]].concat();
+    stage.succeed(&session, &writer).await?;
+    let count = "wc -l < /var/lib/docker/volumes/records/_data/records";
+    let mut last = 0;
+    for cycle in 0..cycles {
+        fall_asleep(&session).await?;
+        // A number that grew since the last sleep was written by a program that runs on.
+        let number: u64 = loop {
+            let number = guest_output(&session, &format!("{count}; date +%s.%N")).await?;
+            let (number, time) = number.split_once('\n').context("two lines")?;
+            clock_is_right(time.trim())?;
+            let number = number.trim().parse()?;
+            if number > last {
+                break number;
+            }
+        };
+        last = number;
+        let info = inspect(&session).await?;
+        ensure!(info.vm.how == Some(How::Resume) && info.vm.boots == 1, "cycle {cycle}: {:?}", info.vm);
+        ensure!(info.vm.start_count == cycle + 2, "{:?}", info.vm);
+    }
+    stage.succeed(&session, &["stop", "--time", "1", "writer"]).await?;
+    let checked = [&["run", "--rm"][..], &volume, &[READER]].concat();
+    let written: u64 = stage.succeed(&session, &checked).await?.trim().parse()?;
+    ensure!(written >= last, "{written} of {last} records are left");
+
+    let entries = history(&session).await?;
+    let took = |what: &str| -> Vec<u64> {
+        entries.iter().filter(|entry| entry.what == what).map(|entry| entry.duration_ms).collect()
+    };
+    println!("figure: suspends = {cycles}");
+    println!("figure: suspend, median = {} ms", median(took("sleep")));
+    println!("figure: resume to the engine's list, median = {} ms", median(took("start")));
+    Ok(())
+}
+
+/// Compared after the answer has come: a guest that is slow to answer looks late, never early.
+fn clock_is_right(time: &str) -> Result<()> {
+    let guest = Duration::from_secs_f64(time.parse()?);
+    let host = SystemTime::now().duration_since(UNIX_EPOCH)?;
+    // What the answer took on its way isn't the clock's fault.
+    ensure!(guest < host + CLOCK_OFF_MAX, "the guest's clock is ahead by {:?}", guest - host);
+    ensure!(
+        host < guest + CLOCK_OFF_MAX + Duration::from_secs(2),
+        "the guest's clock is behind by {:?}",
+        host - guest
+    );
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clones_share_no_random_number_no_machine_id_and_no_name() -> Result<()> {
+    let clones = if cfg!(feature = "long") { 1000 } else { 30 };
+    let stage = Stage::new()?;
+    let mut seen = BTreeSet::new();
+    let mut took = Vec::new();
+    for number in 0..clones {
+        let name = format!("clone-{number}");
+        let session = quiet_session(&stage, &name).await?;
+        let begun = Instant::now();
+        let told = guest_output(
+            &session,
+            "cat /etc/machine-id; od -An -N16 -tx8 /dev/urandom | tr -d ' '; cat /proc/sys/kernel/random/uuid /proc/sys/kernel/hostname",
+        )
+        .await?;
+        took.push(u64::try_from(begun.elapsed().as_millis())?);
+        let info = inspect(&session).await?;
+        ensure!(info.vm.how == Some(How::Clone), "{:?}", history(&session).await?);
+        let lines: Vec<_> = told.lines().map(str::to_owned).collect();
+        ensure!(lines.len() == 4 && lines[3] == name, "{told}");
+        for line in lines {
+            ensure!(seen.insert(line.clone()), "{line} was seen before, in clone {number}");
+        }
+        fall_asleep(&session).await?;
+        stage.remove(&name).await?;
+    }
+    println!("figure: clones = {clones}");
+    println!("figure: clone to a program's output, median = {} ms", median(took));
+    Ok(())
+}
+
+/// Whom a point of a suspend or a resume costs the life.
+#[derive(Debug, Clone, Copy)]
+enum Victim {
+    Qemu,
+    Host,
+    Service,
+}
+
+/// Every point, and what of them fits into `make test`.
+const DEATHS: &[(&str, Victim, Often)] = &[
+    ("suspend.begun", Victim::Qemu, Often::Long),
+    ("suspend.begun", Victim::Host, Often::Long),
+    ("suspend.begun", Victim::Service, Often::Long),
+    ("suspend.frozen", Victim::Qemu, Often::Long),
+    ("suspend.frozen", Victim::Host, Often::Always),
+    ("suspend.frozen", Victim::Service, Often::Long),
+    ("suspend.saved", Victim::Qemu, Often::Long),
+    ("suspend.saved", Victim::Host, Often::Always),
+    ("suspend.saved", Victim::Service, Often::Long),
+    ("suspend.quit", Victim::Host, Often::Long),
+    ("suspend.quit", Victim::Service, Often::Long),
+    ("suspend.sealed", Victim::Host, Often::Always),
+    ("suspend.sealed", Victim::Service, Often::Long),
+    ("resume.made", Victim::Qemu, Often::Long),
+    ("resume.made", Victim::Host, Often::Long),
+    ("resume.made", Victim::Service, Often::Always),
+    ("resume.loaded", Victim::Qemu, Often::Long),
+    ("resume.loaded", Victim::Host, Often::Long),
+    ("resume.loaded", Victim::Service, Often::Long),
+    ("resume.broken", Victim::Qemu, Often::Always),
+    ("resume.broken", Victim::Host, Often::Long),
+    ("resume.broken", Victim::Service, Often::Long),
+    ("resume.running", Victim::Qemu, Often::Long),
+    ("resume.running", Victim::Host, Often::Long),
+    ("resume.running", Victim::Service, Often::Long),
+    ("resume.greeted", Victim::Qemu, Often::Long),
+    ("resume.greeted", Victim::Host, Often::Long),
+    ("resume.greeted", Victim::Service, Often::Long),
+];
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Often {
+    Always,
+    Long,
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_dies_at_any_step_of_a_sleep_or_a_wake_the_next_request_finds_all_that_was_synced()
+-> Result<()> {
+    let mut stage = Stage::new()?;
+    let session = quiet_session(&stage, "default").await?;
+    for (number, (point, victim, often)) in DEATHS.iter().enumerate() {
+        if *often == Often::Long && !cfg!(feature = "long") {
+            continue;
+        }
+        one_death(&mut stage, &session, number, point, *victim)
+            .await
+            .with_context(|| format!("{victim:?} died at {point}\n{}", stage.logs(&session)))?;
+    }
+    Ok(())
+}
+
+async fn one_death(
+    stage: &mut Stage,
+    session: &SessionInfo,
+    number: usize,
+    point: &str,
+    victim: Victim,
+) -> Result<()> {
+    let fault = runtime(stage, session).join("fault");
+    let written = format!("{number} {point} {victim:?}");
+    guest_output(session, &format!("echo {written} > /var/lib/docker/marker; sync")).await?;
+    let asleep = point.starts_with("resume.");
+    if asleep {
+        fall_asleep(session).await?;
+    }
+    std::fs::write(&fault, point)?;
+    let sleeper = session.clone();
+    // What it is told is whatever the death makes of it.
+    let trigger = tokio::spawn(async move {
+        let _ = if asleep { wake(&sleeper).await } else { fall_asleep(&sleeper).await };
+    });
+    let reached = fault.with_extension("reached");
+    until_there(&reached).await.with_context(|| format!("{point} was never reached"))?;
+    match victim {
+        Victim::Qemu => kill_process(qemu_of(stage, session)?, Signal::KILL)?,
+        Victim::Host => kill_process(host_of(session)?, Signal::KILL)?,
+        Victim::Service => stage.kill_service()?,
+    }
+    std::fs::remove_file(&reached)?;
+    if matches!(victim, Victim::Service) {
+        stage.start_service()?;
+    }
+    trigger.abort();
+    let found = guest_output(session, "cat /var/lib/docker/marker; ls /var/lib/docker").await;
+    let found = match found {
+        Ok(found) => found,
+        // A crash ends the incarnation; the next request opens another.
+        Err(_) => guest_output(session, "cat /var/lib/docker/marker; ls /var/lib/docker").await?,
+    };
+    ensure!(found.starts_with(&written), "{found:?} instead of {written:?}");
+    let entries = history(session).await?;
+    let last = entries.last().context("there is no history")?;
+    println!("{victim:?} at {point}: {} {} {}", last.what, last.how, last.reason);
+    Ok(())
+}
+
+async fn wake(session: &SessionInfo) -> Result<()> {
+    let hold = dormouse_api::Hold { reason: "wake".to_owned() };
+    Endpoint::new(&session.control_socket).hold(&hold).await?;
+    Ok(())
+}
+
+async fn until_there(path: &Path) -> Result<()> {
+    let mut look = tokio::time::interval(Duration::from_millis(5));
+    let there = async {
+        while !path.exists() {
+            look.tick().await;
+        }
+    };
+    Ok(tokio::time::timeout(POINT_WITHIN, there).await?)
+}
+
+/// What is done to a sleeping store, and what the history says of it.
+type Damage = (&'static str, fn(&Path) -> Result<()>, &'static str);
+
+const DAMAGES: &[Damage] = &[
+    ("a device state that was cut short", cut_state, "device state is damaged"),
+    ("a memory file of another size", cut_memory, "another size"),
+    ("a memory file from elsewhere", other_memory, "another file"),
+    ("a seal that was changed", change_seal, "description is damaged"),
+    ("a seal that is no text", garble_seal, "description is damaged"),
+];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_snapshot_that_was_changed_is_refused_with_its_reason_and_the_disk_is_booted_instead() -> Result<()>
+{
+    let stage = Stage::new()?;
+    let session = quiet_session(&stage, "default").await?;
+    let store = session.storage.path.clone();
+    let damages = if cfg!(feature = "long") { DAMAGES } else { &DAMAGES[..1] };
+    for (what, damage, words) in damages {
+        guest_output(&session, &format!("echo {what} > /var/lib/docker/marker; sync")).await?;
+        fall_asleep(&session).await?;
+        damage(&store)?;
+        let found = guest_output(&session, "cat /var/lib/docker/marker").await?;
+        ensure!(found.trim() == *what, "{found}");
+        let entries = history(&session).await?;
+        let note = entries.iter().rev().find(|entry| entry.what == "fallback").context("nothing is said")?;
+        ensure!(note.reason.contains(words), "{what}: {}", note.reason);
+        let info = inspect(&session).await?;
+        ensure!(info.vm.how == Some(How::Cold), "{what}: {:?}", info.vm);
+    }
+    Ok(())
+}
+
+fn file(store: &Path, name: &str) -> PathBuf {
+    store.join(name)
+}
+
+fn cut_state(store: &Path) -> Result<()> {
+    let path = file(store, "memory.state");
+    let length = std::fs::metadata(&path)?.len();
+    Ok(std::fs::File::options().write(true).open(path)?.set_len(length / 2)?)
+}
+
+fn cut_memory(store: &Path) -> Result<()> {
+    Ok(std::fs::File::options().write(true).open(file(store, "memory"))?.set_len(1 << 20)?)
+}
+
+fn other_memory(store: &Path) -> Result<()> {
+    let copy = file(store, "copy");
+    dormouse_vm::copy_sparse(&file(store, "memory"), &copy)?;
+    Ok(std::fs::rename(copy, file(store, "memory"))?)
+}
+
+fn change_seal(store: &Path) -> Result<()> {
+    let path = file(store, "snapshot.json");
+    let text = std::fs::read_to_string(&path)?;
+    let changed = text.replace("\"cpus\": ", "\"cpus\": 1");
+    ensure!(changed != text, "the seal names no CPUs");
+    Ok(std::fs::write(path, changed)?)
+}
+
+fn garble_seal(store: &Path) -> Result<()> {
+    Ok(std::fs::write(file(store, "snapshot.json"), "{")?)
+}

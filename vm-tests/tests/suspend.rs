@@ -279,7 +279,7 @@ async fn a_snapshot_that_was_changed_is_refused_with_its_reason_and_the_disk_is_
         let found = guest_output(&session, "cat /var/lib/docker/marker").await?;
         ensure!(found.trim() == *what, "{found}");
         let entries = history(&session).await?;
-        let note = entries.iter().rev().find(|entry| entry.what == "fallback").context("nothing is said")?;
+        let note = entries.iter().rev().find(|entry| entry.what == "warning").context("nothing is said")?;
         ensure!(note.reason.contains(words), "{what}: {}", note.reason);
         let info = inspect(&session).await?;
         ensure!(info.vm.how == Some(How::Cold), "{what}: {:?}", info.vm);

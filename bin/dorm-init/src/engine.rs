@@ -25,6 +25,7 @@ use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::console;
+use crate::steps::Steps;
 
 /// The engine's API socket.
 pub(crate) const SOCKET: &str = "/run/docker.sock";
@@ -58,11 +59,11 @@ pub(crate) struct Engine {
 }
 
 impl Engine {
-    /// Starts containerd and dockerd.
-    pub(crate) fn start() -> Self {
+    /// Starts containerd and dockerd, and tells how far they are.
+    pub(crate) fn start(steps: Steps) -> Self {
         let (sender, state) = watch::channel(EngineState::Starting);
         let (stop, stopped) = oneshot::channel();
-        let task = tokio::spawn(supervise(sender, stopped));
+        let task = tokio::spawn(supervise(sender, stopped, steps));
         Self { state, stop, task }
     }
 
@@ -79,11 +80,13 @@ impl Engine {
     }
 }
 
-async fn supervise(state: watch::Sender<EngineState>, mut stop: oneshot::Receiver<()>) {
+async fn supervise(state: watch::Sender<EngineState>, mut stop: oneshot::Receiver<()>, steps: Steps) {
     let mut last_death: Option<Instant> = None;
     loop {
+        // Only the first life is a part of the bring-up.
+        let steps = last_death.is_none().then_some(&steps);
         let end = tokio::select! {
-            end = live(&state) => end,
+            end = live(&state, steps) => end,
             _ = &mut stop => return,
         };
         let details = end.unwrap_or_else(|error| format!("{error:#}"));
@@ -99,7 +102,7 @@ async fn supervise(state: watch::Sender<EngineState>, mut stop: oneshot::Receive
 
 /// One life of the engine. Dropping this future sends SIGTERM to what it started; a death of either takes the other
 /// along, because dockerd doesn't get over a containerd that was replaced.
-async fn live(state: &watch::Sender<EngineState>) -> Result<String> {
+async fn live(state: &watch::Sender<EngineState>, steps: Option<&Steps>) -> Result<String> {
     let _ = fs::remove_file("/run/docker.pid");
     let mut containerd = Program::start(Command::new("containerd").args([
         "--root=/var/lib/docker/containerd",
@@ -116,7 +119,13 @@ async fn live(state: &watch::Sender<EngineState>) -> Result<String> {
         "--live-restore",
         "--log-level=warn",
     ]))?;
+    let step = |name| steps.iter().for_each(|steps| steps.begin(name));
     let ready = async {
+        step("containerd");
+        until_accepting(CONTAINERD_SOCKET).await;
+        step("dockerd");
+        until_accepting(SOCKET).await;
+        step("listing");
         until_ready().await;
         state.send_replace(EngineState::Ready);
         std::future::pending::<()>().await;
@@ -126,6 +135,12 @@ async fn live(state: &watch::Sender<EngineState>) -> Result<String> {
         death = dockerd.death() => death,
         () = ready => unreachable!("this future never ends"),
     })
+}
+
+async fn until_accepting(socket: &str) {
+    while UnixStream::connect(socket).await.is_err() {
+        sleep(ASK_EVERY).await;
+    }
 }
 
 /// The engine is ready when containers and images can be listed: a socket that accepts proves nothing.

@@ -33,6 +33,7 @@ mod port;
 mod process;
 mod reap;
 mod serve;
+mod steps;
 
 use std::process::ExitCode;
 

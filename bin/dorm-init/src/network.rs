@@ -24,7 +24,9 @@ pub(crate) async fn configure(parameters: &Parameters) -> Result<()> {
     let (connection, handle, _) = rtnetlink::new_connection().context("can't speak netlink")?;
     tokio::spawn(connection);
     up(&handle, index("lo")?).await?;
-    if let Ok(card) = index("eth0") {
+    // A card that leads nowhere stays down: what is sent to nobody is never sent, and the kernel would complain for ever.
+    let leads_somewhere = parameters.address4.is_some() || parameters.address6.is_some();
+    if leads_somewhere && let Ok(card) = index("eth0") {
         up(&handle, card).await?;
         addresses(&handle, card, parameters).await?;
     }

@@ -12,6 +12,7 @@ use crate::agent::{Channel, Guest, serve_port, uptime_nanos};
 use crate::engine::Engine;
 use crate::freeze::Freezer;
 use crate::parameters::Parameters;
+use crate::steps::Steps;
 use crate::{console, disk, mounts, network, port};
 
 /// A guest that no host has asked for so long ends itself, so that nothing is orphaned for ever. Guest time: a VM that
@@ -24,20 +25,8 @@ pub(crate) fn run() -> Result<()> {
     runtime.block_on(serve())
 }
 
-/// The steps of the bring-up, as they begin.
-#[derive(Debug)]
-struct Steps(watch::Sender<Vec<(String, u64)>>);
-
-impl Steps {
-    fn begin(&self, name: &str) {
-        let now = uptime_nanos();
-        console::say(&format!("step {name} at {:.3}", Duration::from_nanos(now).as_secs_f64()));
-        self.0.send_modify(|steps| steps.push((name.to_owned(), now)));
-    }
-}
-
 async fn serve() -> Result<()> {
-    let steps = Steps(watch::channel(Vec::new()).0);
+    let steps = Steps::new();
     let parameters = Parameters::parse(&fs::read_to_string("/proc/cmdline")?)?;
     steps.begin("modules");
     mounts::load_modules("/usr/lib/dormouse/modules")?;
@@ -52,7 +41,7 @@ async fn serve() -> Result<()> {
     let guest = Guest {
         boot: boot()?,
         engine,
-        steps: steps.0.subscribe(),
+        steps: steps.subscribe(),
         power_off,
         freezer: Freezer::new(disk::MOUNT_POINT),
         host_seen,
@@ -63,7 +52,7 @@ async fn serve() -> Result<()> {
     }
 
     let engine = match prepare(&steps, &parameters).await {
-        Ok(()) => Some(Engine::start()),
+        Ok(()) => Some(Engine::start(steps.clone())),
         Err(error) => {
             console::say(&format!("failed: {error:#}"));
             engine_state.send_replace(EngineState::Dead { details: format!("{error:#}") });
@@ -71,7 +60,6 @@ async fn serve() -> Result<()> {
         }
     };
     if let Some(engine) = &engine {
-        steps.begin("engine");
         tokio::spawn(forward(engine.state(), engine_state, steps));
     }
     tokio::select! {

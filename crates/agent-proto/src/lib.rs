@@ -218,7 +218,7 @@ pub enum FailureCode {
 pub enum GuestEvent {
     /// A step of the bring-up began; for progress and timings.
     Step {
-        /// `mounts`, `modules`, `disk`, `network`, `containerd`, `dockerd`, `ready`.
+        /// `modules`, `mounts`, `network`, `disk`, `containerd`, `dockerd`, `listing`, `ready`.
         name: String,
         /// Nanoseconds since the guest's kernel started.
         uptime_nanos: u64,

@@ -474,16 +474,12 @@ impl State {
     }
 
     fn see_count(&mut self, glance: &Glance<'_>) -> Checked {
-        let again = matches!(glance.event, Event::ContainersCounted { census: None, .. });
         let asked = matches!(glance.event, Event::SleepRequested { .. });
         ensure(
             self.seen.stage == Stage::Up && !self.seen.exit_told,
             "the engine of a VM is asked that isn't up",
         )?;
-        ensure(
-            glance.is_due() || again || asked,
-            "rule 3: the engine is asked before the grace period is over",
-        )?;
+        ensure(glance.is_due() || asked, "rule 3: the engine is asked before the grace period is over")?;
         ensure(!self.is_held(glance.scope), "rule 3: the engine is asked while something holds")?;
         ensure(self.seen.may_sleep(&glance.scope.config), "rule 11: an ephemeral session is about to sleep")?;
         self.order = Order::Count;

@@ -133,7 +133,7 @@ pub enum Event {
     ContainersCounted {
         /// The question.
         ask: Ask,
-        /// What runs; `None` if the engine gave no answer.
+        /// What runs; `None` if the engine gave no answer, which is the same as silence.
         census: Option<Census>,
     },
     /// All hooks that were told of a sleep are done, whether well or not.

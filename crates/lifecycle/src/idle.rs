@@ -129,7 +129,8 @@ impl Session {
         }
         let Phase::Counting(mut counting) = self.phase.take() else { return };
         let Some(census) = census else {
-            self.count_unanswered(step, counting);
+            // An engine that is being restarted refuses at once: it is asked again when its time to answer is over.
+            self.phase = Phase::Counting(counting);
             return;
         };
         counting.vm.set_census(step.now, census);

@@ -282,3 +282,17 @@ fn what_is_only_listed_starts_a_vm_like_any_request_and_then_keeps_nothing_awake
     let ended = Action::EndLeases { generation: g(1), reason: EndReason::Sleeping };
     assert_eq!(actions.first(), Some(&ended), "they end with the VM");
 }
+
+#[test]
+fn an_engine_that_refuses_to_say_what_runs_has_as_long_as_one_that_is_silent() {
+    let mut desk = Desk::running(Config::default());
+    desk.release(1);
+    for sequence in 1..=3 {
+        let ask = Ask { generation: g(1), sequence };
+        assert_eq!(desk.due(), [Action::CountContainers { ask, bound: Duration::from_secs(5) }]);
+        assert_eq!(desk.act(Event::ContainersCounted { ask, census: None }), []);
+        assert_eq!(desk.phase(), PhaseName::Counting);
+        assert_eq!(desk.session.next_deadline(), Some(desk.now.after(Duration::from_secs(5))));
+    }
+    assert!(kills(&desk.due(), 1), "then it is dead");
+}

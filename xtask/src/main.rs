@@ -3,6 +3,7 @@
 mod busybox_image;
 mod debian;
 mod guest_image;
+mod manual;
 mod replay;
 mod shell;
 
@@ -48,6 +49,18 @@ enum Command {
         #[arg(long, default_value = "build/busybox.tar")]
         out: PathBuf,
     },
+    /// Make docs/CLI.md from the tree of dorm's commands.
+    CliReference {
+        /// Only see whether it is current.
+        #[arg(long)]
+        check: bool,
+    },
+    /// Make manual pages from the tree of dorm's commands.
+    ManualPages {
+        /// Their folder.
+        #[arg(long, default_value = "build/man")]
+        out: PathBuf,
+    },
 }
 
 fn main() -> Result<()> {
@@ -59,5 +72,7 @@ fn main() -> Result<()> {
         }
         Command::Replay { file } => replay::replay(&file),
         Command::BusyboxImage { out } => busybox_image::build(&out),
+        Command::CliReference { check } => manual::reference(check),
+        Command::ManualPages { out } => manual::pages(&out),
     }
 }

@@ -4,9 +4,10 @@ use std::ffi::OsString;
 use std::process::ExitCode;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
 use dormouse_api::SessionName;
 
+use crate::completion::{self, Completion};
 use crate::container::{self, Container};
 use crate::doctor::Doctor;
 use crate::error::{FAILED, SUCCESS};
@@ -83,6 +84,8 @@ pub(crate) enum Command {
     /// Everything about the engine.
     #[command(subcommand)]
     System(System),
+    /// Print what makes a shell complete commands and names.
+    Completion(Completion),
     /// Look at what this machine has, and what is missing.
     Doctor(Doctor),
     /// Keep the session's VM awake for as long as a command runs.
@@ -102,7 +105,7 @@ pub(crate) enum Format {
 }
 
 /// Commands that docker doesn't have: their bad options end with 1, those of the others with 125, as docker's do.
-const OURS: &[&str] = &["doctor", "hold", "session", "template", "version"];
+const OURS: &[&str] = &["completion", "doctor", "hold", "session", "template", "version"];
 
 /// Why a line could not be understood, or the help or version that it asked for.
 #[derive(Debug)]
@@ -144,6 +147,12 @@ impl Usage {
     }
 }
 
+/// The tree of all commands.
+#[must_use]
+pub fn command() -> clap::Command {
+    completion::with_names(Arguments::command())
+}
+
 impl Arguments {
     /// Understands a command line, the program's name first.
     pub(crate) fn from_line(line: impl IntoIterator<Item = impl Into<OsString>>) -> Result<Self, Usage> {
@@ -154,8 +163,6 @@ impl Arguments {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     #[test]

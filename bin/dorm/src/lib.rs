@@ -1,0 +1,89 @@
+//! `dorm`: the command line. One file per group of commands; what they share is in [`context`], [`output`] and [`error`].
+//!
+//! A library, so that the manual is made from the same tree of commands that is parsed.
+
+mod archive;
+mod arguments;
+mod completion;
+mod container;
+mod context;
+mod doctor;
+mod error;
+mod format;
+mod hold;
+mod image;
+mod inspect;
+mod message;
+mod network;
+mod operation;
+mod output;
+mod progress;
+mod registry;
+mod session;
+mod stream;
+mod system;
+mod template;
+mod terminal;
+mod value;
+mod version;
+mod volume;
+mod why;
+
+use std::process::ExitCode;
+
+pub use crate::arguments::command;
+
+use crate::arguments::{Arguments, Command};
+use crate::context::Context;
+use crate::error::{Done, Failure};
+
+/// Runs the program, and gives its exit status.
+#[must_use]
+pub fn main() -> ExitCode {
+    completion::answer_shells(command);
+    // Help and version are answered here, before there is anything else.
+    let arguments = match Arguments::from_line(std::env::args_os()) {
+        Ok(arguments) => arguments,
+        Err(usage) => return usage.exit(),
+    };
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return Failure::from(error).exit(),
+    };
+    let done = runtime.block_on(run(arguments));
+    // A thread may still wait for input that nobody will type.
+    runtime.shutdown_background();
+    match done {
+        Ok(code) => ExitCode::from(code),
+        Err(failure) => failure.exit(),
+    }
+}
+
+async fn run(arguments: Arguments) -> Done {
+    let context = Context::new(arguments.session);
+    match arguments.command {
+        Command::Session(command) => session::run(&context, command).await,
+        Command::Template(template) => template.run(&context).await,
+        Command::Containers(shortcut) => container::shortcut(&context, shortcut).await,
+        Command::Ps(list) => list.run(&context).await,
+        Command::Images(shortcut) => image::shortcut(&context, shortcut).await,
+        Command::ImageList(list) => list.run(&context).await,
+        Command::Rmi(remove) => remove.run(&context).await,
+        Command::Login(login) => login.run(&context).await,
+        Command::Logout(logout) => logout.run(),
+        Command::Inspect(inspect) => inspect.run(&context).await,
+        Command::Events(events) => events.run(&context).await,
+        Command::Info(info) => info.run(&context).await,
+        Command::Container(command) => container::run(&context, command).await,
+        Command::Image(command) => image::run(&context, command).await,
+        Command::Network(command) => network::run(&context, command).await,
+        Command::Volume(command) => volume::run(&context, command).await,
+        Command::Registry(command) => registry::run(&context, command).await,
+        Command::System(command) => system::run(&context, command).await,
+        Command::Completion(completion) => completion.run(),
+        Command::Doctor(doctor) => doctor.run().await,
+        Command::Why(why) => why.run(&context).await,
+        Command::Hold(hold) => hold.run(&context).await,
+        Command::Version(version) => version.run(&context).await,
+    }
+}

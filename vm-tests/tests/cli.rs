@@ -1,0 +1,263 @@
+//! The command line in a VM: the same lines by `dorm` and by Debian's docker client, and what only a terminal or a
+//! kill shows.
+
+use std::io::{Read, Write};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use dormouse_api::{ChangeSettings, HoldKind, IdleTimeout, SessionInfo};
+use dormouse_client::Endpoint;
+use dormouse_vm_tests::project;
+use dormouse_vm_tests::stage::{Stage, program, until};
+use expectrl::{Expect, Session as Terminal};
+
+/// Lines of shell, `$X` being the client: what they print and how they end is the same with both. Each leaves the engine as it
+/// found it. `cc` is a running container, `$T` a folder.
+const SAME: &[&str] = &[
+    // Lists.
+    "$X ps --format '{{.Names}} {{.Image}} {{.State}} {{.Networks}} {{.Label \"k\"}}'",
+    "$X ps -a --format 'table {{.Names}}\\t{{.Image}}\\t{{.Command}}\\t{{.Ports}}'",
+    "$X ps | sed 's/ago.*cc$/ago cc/; s/[A-Za-z0-9]* [a-z]* ago/ago/'",
+    "$X ps -aq; $X ps -aq --no-trunc; $X ps -l --format '{{.ID}}'; $X ps -n 1 -q",
+    "$X ps -f name=cc -f status=running --format '{{.Names}}'; $X ps -f name=nosuch",
+    "$X ps --format json | sed 's/\"RunningFor\":\"[^\"]*\"//; s/\"Status\":\"[^\"]*\"//'",
+    "$X ps -s --format '{{.Size}}'",
+    "$X container ls --bogus; echo $?; $X ps -f bad; echo $?; $X ps extra",
+    "$X images; $X images -q; $X images --no-trunc; $X images --digests; $X images nosuch",
+    "$X images --format json; $X image ls --format '{{.Repository}}:{{.Tag}} {{.ID}}' busybox",
+    "$X volume ls; $X volume ls -q; $X volume ls --format json; $X volume ls -f name=vv",
+    "$X network ls --format '{{.Name}} {{.Driver}} {{.Scope}}'; $X network ls -q --no-trunc",
+    "$X history busybox | sed 's/[0-9a-z]* [a-z]* ago/ago/'; $X history -q --no-trunc busybox; $X history --format '{{.Size}} {{.CreatedBy}}' -H=false busybox",
+    // Details.
+    "$X inspect cc | sed '/Pid\"/d'",
+    "$X inspect -f '{{.State.Status}} {{json .Config.Labels}} {{.HostConfig.RestartPolicy.Name}} {{range .Config.Env}}<{{.}}>{{end}}' cc",
+    "$X inspect --format '{{index .Config.Cmd 0}} {{len .Mounts}} {{.NetworkSettings.Networks.bridge.Gateway}} {{join .Config.Cmd \"|\"}}' cc",
+    "$X inspect nosuch; echo $?; $X inspect cc nosuch --format '{{.Name}}'",
+    "$X image inspect busybox; $X image inspect busybox -f '{{.ID}} {{.Architecture}} {{.RepoTags}}'",
+    "$X network inspect bridge -f '{{.Name}} {{.Driver}} {{(index .IPAM.Config 0).Subnet}}'; $X volume inspect vv; $X volume inspect nosuch",
+    "$X inspect --type volume vv -f '{{.Name}}'; $X inspect --type image cc; echo $?",
+    "$X port cc; $X port cc 80; $X port cc 81; echo $?; $X top cc | head -n 1; $X diff cc | sort",
+    "$X info --format '{{.Driver}} {{.OSType}} {{.Containers}}'; $X system df --format '{{.Type}} {{.TotalCount}} {{.Active}}'",
+    // Output.
+    "$X logs cc; $X logs cc 2>/dev/null; $X logs --tail 1 cc; $X logs -n 0 cc; $X logs -t cc | cut -c 1-4; $X logs nosuch; echo $?",
+    "$X logs --since 2001-01-01T00:00:00Z --until 1h cc; $X logs --since nonsense cc; echo $?",
+    // Processes.
+    "$X exec cc sh -c 'echo out; echo err >&2; exit 3'",
+    "printf 'a\\0b' | $X exec -i cc cat | od -c",
+    "head -c 3000000 /dev/zero | $X exec -i cc wc -c",
+    "$X exec -e B=2 -w /tmp -u nobody cc sh -c 'echo $B $PWD; id -un'",
+    "$X exec cc nosuch; echo $?; $X exec cc /etc; echo $?; $X exec nosuch true; echo $?; $X exec cc",
+    "$X exec -d cc touch /tmp/detached; echo $?",
+    "$X exec -t cc sh -c 'test -t 1 && echo a terminal'",
+    "$X exec -it cc true </dev/null; echo $?; $X run -it --rm busybox true </dev/null",
+    // Containers.
+    "$X run --rm busybox sh -c 'echo out; echo err >&2; exit 7'",
+    "$X run --rm busybox nosuch; echo $?; $X run --rm busybox /etc; echo $?",
+    "$X run --pull never nosuch true; echo $?; $X run --rm --bogus busybox; echo $?; $X run; echo $?; $X run --rm --cpus x busybox",
+    "echo piped | $X run -i --rm -v vv:/v --tmpfs /t -e K=V --entrypoint sh busybox -c 'cat; echo $K $0; ls -d /v /t'",
+    "$X run -d --name rr busybox sh -c 'trap \"exit 9\" TERM; while :; do sleep 1; done' | wc -c; $X stop rr; $X wait rr; $X start rr; $X kill rr; $X wait rr; $X rename rr r2; $X rm r2",
+    "$X create --name kk busybox sh -c 'echo hello; exit 4' | wc -c; $X start -a kk; echo $?; $X logs kk; $X rm kk; $X rm kk; echo $?",
+    "$X pause cc; $X ps --format '{{.State}}'; $X unpause cc; $X pause nosuch; echo $?; $X kill nosuch; echo $?",
+    "$X update --pids-limit 100 cc; $X inspect -f '{{.HostConfig.PidsLimit}}' cc; $X stop nosuch; echo $?; $X rm cc; echo $?",
+    "$X container prune -f; $X image prune -f; $X volume prune -f; $X network prune -f; echo n | $X container prune; echo $?",
+    // Files.
+    "echo data > $T/f; $X cp $T/f cc:/tmp/f; $X exec cc cat /tmp/f; $X cp cc:/tmp/f $T/g; cat $T/g; $X cp cc:/tmp/f - | tar -t; $X exec cc rm /tmp/f",
+    "mkdir -p $T/d/e; echo 1 > $T/d/e/f; $X cp $T/d cc:/tmp/; $X cp $T/d/. cc:/tmp/d2; $X exec cc find /tmp/d /tmp/d2 | sort; rm -rf $T/out; $X cp cc:/tmp/d $T/out; find $T/out | sed s,$T,, | sort; $X exec cc rm -r /tmp/d /tmp/d2",
+    "tar -C $T -c f | $X cp - cc:/tmp; $X exec cc sh -c 'cat /tmp/f; rm /tmp/f'; $X cp nosuch:/x $T; echo $?; $X cp cc:/nosuch $T; echo $?; $X cp $T/nosuch cc:/; echo $?",
+    "$X export cc | tar -t | sort | head -n 5; $X save busybox | tar -t | grep -c json; $X save -o $T/s.tar nosuch; echo $?; test -e $T/s.tar",
+    // Images.
+    "$X tag busybox other:1; $X images -q other; $X rmi other:1; $X rmi nosuch; echo $?; $X rmi -f nosuch; echo $?; $X tag busybox BAD; echo $?",
+    "$X commit -m why cc made:1 | cut -c 1-7; $X inspect -f '{{.Comment}}' made:1; $X rmi made:1 | cut -c 1-8",
+    "tar -C $T -c f | $X import -c 'CMD [\"x\"]' - imported:1 | cut -c 1-7; $X inspect -f '{{.Config.Cmd}}' imported:1; $X rmi imported:1 | cut -c 1-8",
+    "$X save busybox | $X load; $X load -i $T/f; echo $?; $X load -i $T/nosuch; echo $?",
+    "printf 'FROM busybox\\nCOPY f /f\\nENV A=1\\n' > $T/Dockerfile; $X build -q -t built:1 $T; $X inspect -f '{{json .Config.Env}}' built:1; $X rmi built:1 | cut -c 1-8; $X build -q $T/nosuch; echo $?",
+    // Volumes and networks.
+    "$X volume create vx; $X volume create --label a=b vx; $X volume rm vx; $X volume rm vx; echo $?; $X volume rm -f vx; echo $?",
+    "$X network create --subnet 10.99.0.0/24 nx | wc -c; $X network connect nx cc; $X inspect -f '{{range $k, $v := .NetworkSettings.Networks}}{{$k}} {{end}}' cc; $X network disconnect nx cc; $X network rm nx; $X network rm nx; echo $?",
+    "$X nonsense; echo $?; $X container nonsense >/dev/null 2>&1; echo $?",
+];
+
+/// One VM for all of it: each start costs seconds.
+#[tokio::test(flavor = "multi_thread")]
+async fn dorm_does_what_docker_does_and_gives_back_what_it_held() -> Result<()> {
+    let stage = Stage::new()?;
+    let session = stage.create(600).await?;
+    stage.load_busybox(&session).await?;
+    let folder = stage.home().join("files");
+    std::fs::create_dir(&folder)?;
+    let script = "echo started; echo oops >&2; while :; do sleep 1; done";
+    let run = [
+        "run",
+        "--detach",
+        "--name",
+        "cc",
+        "--label",
+        "k=w",
+        "--publish",
+        "127.0.0.1:18080:80",
+        "--volume",
+        "vv:/v",
+        "busybox",
+        "sh",
+        "-c",
+        script,
+    ];
+    stage.succeed(&session, &run).await?;
+
+    the_same_lines_do_the_same(&stage, &session).await?;
+    a_terminal_works_and_is_given_back(&stage)?;
+    a_killed_command_holds_nothing(&stage, &session).await?;
+    an_exit_code_survives_a_short_grace(&stage, &session).await
+}
+
+/// A shell in which `$X` is a client.
+fn shell(stage: &Stage, session: &SessionInfo, client: &str, line: &str) -> Command {
+    let mut command = Command::new("sh");
+    command
+        .args(["-c", line])
+        .env("X", client)
+        .env("T", stage.home().join("files"))
+        .env("DORM_HOME", stage.home())
+        .env("DOCKER_HOST", format!("unix://{}", session.docker_socket.display()))
+        .env("DOCKER_CONFIG", stage.home().join("docker-config"))
+        .env("DOCKER_BUILDKIT", "0")
+        .stdin(Stdio::null());
+    command
+}
+
+async fn the_same_lines_do_the_same(stage: &Stage, session: &SessionInfo) -> Result<()> {
+    let docker = project().join("build/clients/docker");
+    let clients = [docker, program("dorm")].map(|path| path.to_string_lossy().into_owned());
+    let mut differences = String::new();
+    for line in SAME {
+        let mut outputs = Vec::new();
+        for client in &clients {
+            outputs.push(stage.finish(session, shell(stage, session, client, line)).await?);
+        }
+        let [docker, dorm] = outputs.as_slice() else { continue };
+        if docker.stdout != dorm.stdout || docker.status.code() != dorm.status.code() {
+            let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+            differences.push_str(&format!(
+                "\n$ {line}\n-- docker: {:?}\n{}{}-- dorm: {:?}\n{}{}",
+                docker.status.code(),
+                text(&docker.stdout),
+                text(&docker.stderr),
+                dorm.status.code(),
+                text(&dorm.stdout),
+                text(&dorm.stderr),
+            ));
+        }
+    }
+    ensure!(differences.is_empty(), "{differences}");
+    Ok(())
+}
+
+fn dorm(stage: &Stage, arguments: &[&str]) -> Command {
+    let mut command = Command::new(program("dorm"));
+    command.args(arguments).env("DORM_HOME", stage.home()).env_remove("DORM_SESSION");
+    command
+}
+
+fn a_terminal_works_and_is_given_back(stage: &Stage) -> Result<()> {
+    // A shell's own line editing shows raw mode, its answer shows the size, its status comes back.
+    let mut terminal = Terminal::spawn(dorm(stage, &["exec", "-it", "cc", "sh"]))?;
+    terminal.set_expect_timeout(Some(Duration::from_secs(120)));
+    terminal.send_line("echo $((6 * 7)); test -t 0 && echo in")?;
+    terminal.expect("42")?;
+    terminal.expect("in")?;
+    terminal.send("\x03")?;
+    terminal.send_line("exit 5")?;
+    terminal.expect(expectrl::Eof)?;
+    ensure!(code(&mut terminal)? == 5, "the command's own status");
+
+    // After it, and after one that is ended from outside, the terminal echoes again.
+    for ending in ["true", "sh -c 'kill -9 $$'"] {
+        let line = format!("{} exec -it cc {ending}; stty -a", program("dorm").display());
+        let mut command = Command::new("sh");
+        command.args(["-c", &line]).env("DORM_HOME", stage.home());
+        let mut terminal = Terminal::spawn(command)?;
+        terminal.set_expect_timeout(Some(Duration::from_secs(120)));
+        terminal.expect(" icanon")?;
+        terminal.expect(" echo ")?;
+        terminal.expect(expectrl::Eof)?;
+    }
+
+    // Detached: it runs on, and the status says that nothing is wrong.
+    let mut terminal = Terminal::spawn(dorm(stage, &["run", "-it", "--name", "dd", "busybox", "sh"]))?;
+    terminal.set_expect_timeout(Some(Duration::from_secs(120)));
+    terminal.send_line("echo rea''dy")?;
+    terminal.expect("ready")?;
+    terminal.send("\x10\x11")?;
+    terminal.expect(expectrl::Eof)?;
+    ensure!(code(&mut terminal)? == 0, "detaching is no failure");
+    let output = dorm(stage, &["inspect", "--format", "{{.State.Status}}", "dd"]).output()?;
+    ensure!(output.stdout == b"running\n", "{output:?}");
+    ensure!(dorm(stage, &["rm", "--force", "dd"]).status()?.success(), "it can be removed");
+    Ok(())
+}
+
+fn code(terminal: &mut expectrl::session::OsSession) -> Result<i32> {
+    match terminal.get_process().wait()? {
+        expectrl::process::unix::WaitStatus::Exited(_, code) => Ok(code),
+        other => anyhow::bail!("it ended with {other:?}"),
+    }
+}
+
+async fn a_killed_command_holds_nothing(stage: &Stage, session: &SessionInfo) -> Result<()> {
+    let strong = |info: &SessionInfo| {
+        let ours = [HoldKind::Operation, HoldKind::Request, HoldKind::Exec];
+        info.holds.iter().filter(|hold| !hold.weak && ours.contains(&hold.kind)).count()
+    };
+    let image = project().join("build/busybox.tar");
+    let image = image.to_str().context("paths are UTF-8")?;
+    let lines: [&[&str]; 3] =
+        [&["logs", "--follow", "cc"], &["exec", "cc", "sleep", "3"], &["load", "--input", "-"]];
+    for line in lines {
+        until(session, |info| strong(info) == 0).await?;
+        let mut command = dorm(stage, line);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+        let mut child = command.spawn()?;
+        match line[0] {
+            // It is well under way once it has printed something.
+            "logs" => {
+                let mut byte = [0];
+                child.stdout.as_mut().context("piped")?.read_exact(&mut byte)?;
+            }
+            // It has half of what it wants, and waits for the rest.
+            "load" => {
+                let half = std::fs::read(image)?;
+                child.stdin.as_mut().context("piped")?.write_all(&half[..half.len() / 2])?;
+            }
+            _ => {}
+        }
+        until(session, |info| info.holds.iter().any(|hold| hold.kind == HoldKind::Operation)).await?;
+        child.kill()?;
+        let killed = Instant::now();
+        child.wait()?;
+        until(session, |info| {
+            !info
+                .holds
+                .iter()
+                .any(|hold| matches!(hold.kind, HoldKind::Operation | HoldKind::Request) && !hold.weak)
+        })
+        .await?;
+        let took = killed.elapsed();
+        eprintln!("holds of a killed {} were gone after {} ms", line[0], took.as_millis());
+        // One second on a machine that does nothing else.
+        ensure!(took < Duration::from_secs(5), "{line:?}: {took:?}");
+    }
+    Ok(())
+}
+
+async fn an_exit_code_survives_a_short_grace(stage: &Stage, session: &SessionInfo) -> Result<()> {
+    let change = ChangeSettings { idle_timeout: Some(IdleTimeout::Seconds(1)), ..ChangeSettings::default() };
+    let control = Endpoint::new(&session.control_socket);
+    control.call::<_, SessionInfo>(http::Method::POST, "/v1/session/settings", &change).await?;
+    let remove = dorm(stage, &["rm", "--force", "cc"]);
+    ensure!(stage.finish(session, remove).await?.status.success(), "the container can be removed");
+    let run = dorm(stage, &["run", "--rm", "busybox", "sh", "-c", "sleep 2; exit 7"]);
+    let output = stage.finish(session, run).await?;
+    ensure!(output.status.code() == Some(7), "{output:?}");
+    Ok(())
+}

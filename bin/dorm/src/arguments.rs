@@ -17,6 +17,7 @@ use crate::inspect::Inspect;
 use crate::network::Network;
 use crate::registry::{Login, Logout, Registry};
 use crate::session::Session;
+use crate::settings::SettingsArguments;
 use crate::system::{Events, Info, System};
 use crate::template::Template;
 use crate::version::VersionArguments;
@@ -31,7 +32,14 @@ const BAD_OPTION: u8 = 125;
 #[command(disable_help_subcommand = true)]
 pub(crate) struct Arguments {
     /// The session.
-    #[arg(long, global = true, env = "DORM_SESSION", default_value_t, value_name = "NAME")]
+    #[arg(
+        long,
+        global = true,
+        env = "DORM_SESSION",
+        hide_env_values = true,
+        default_value_t,
+        value_name = "NAME"
+    )]
     pub(crate) session: SessionName,
     #[command(subcommand)]
     pub(crate) command: Command,
@@ -88,6 +96,8 @@ pub(crate) enum Command {
     Completion(Completion),
     /// Look at what this machine has, and what is missing.
     Doctor(Doctor),
+    /// Tell or change what new sessions get where nothing is asked for.
+    Settings(SettingsArguments),
     /// Keep the session's VM awake for as long as a command runs.
     Hold(HoldArguments),
     /// Tell why a session's VM is awake or asleep, without waking it.
@@ -105,7 +115,7 @@ pub(crate) enum Format {
 }
 
 /// Commands that docker doesn't have: their bad options end with 1, those of the others with 125, as docker's do.
-const OURS: &[&str] = &["completion", "doctor", "hold", "session", "template", "version"];
+const OURS: &[&str] = &["completion", "doctor", "hold", "session", "settings", "template", "version", "why"];
 
 /// Why a line could not be understood, or the help or version that it asked for.
 #[derive(Debug)]

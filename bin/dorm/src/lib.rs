@@ -20,6 +20,7 @@ mod output;
 mod progress;
 mod registry;
 mod session;
+mod settings;
 mod stream;
 mod system;
 mod template;
@@ -83,6 +84,7 @@ async fn run(arguments: Arguments) -> Done {
         Command::Completion(completion) => completion.run(),
         Command::Doctor(doctor) => doctor.run().await,
         Command::Why(why) => why.run(&context).await,
+        Command::Settings(settings) => settings.run(),
         Command::Hold(hold) => hold.run(&context).await,
         Command::Version(version) => version.run(&context).await,
     }

@@ -12,7 +12,7 @@ use dormouse_api::{
     ApiError, ChangeSettings, CreateSession, CreateTemplate, ErrorCode, IdleInfo, NetworkInfo, NetworkKind,
     Phase, SessionId, SessionInfo, SessionName, SessionState, StorageInfo, TemplateInfo, VmInfo,
 };
-use dormouse_client::{Endpoint, Home};
+use dormouse_client::{Endpoint, Home, UserSettings};
 use dormouse_snapshot::Template;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
@@ -178,13 +178,23 @@ impl Table {
     /// One session; the default one is made on its first use.
     pub(crate) async fn open(&self, name: &SessionName) -> Result<SessionInfo, ApiError> {
         match self.get(name) {
-            Err(_) if name.is_default() => match self.create(&CreateSession::named(name.clone())).await {
+            Err(_) if name.is_default() => match self.create(&self.unasked(name)).await {
                 // Somebody else made it at the same time.
                 Err(error) if error.code == ErrorCode::Exists => self.get(name),
                 created => created,
             },
             found => found,
         }
+    }
+
+    /// A session that nobody described: the user's settings, else the defaults.
+    fn unasked(&self, name: &SessionName) -> CreateSession {
+        let mut wish = CreateSession::named(name.clone());
+        match UserSettings::read(&self.home.settings()) {
+            Ok(settings) => settings.apply(&mut wish),
+            Err(error) => tracing::warn!(%error, "the settings can't be read: the defaults are used"),
+        }
+        wish
     }
 
     /// Makes a session: everything that its VMs will be made of is settled here.

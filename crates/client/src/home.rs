@@ -18,6 +18,7 @@ const SETTINGS: &str = "/etc/dormouse";
 /// The roots of everything that Dormouse keeps for one user.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Home {
+    config: PathBuf,
     data: PathBuf,
     cache: PathBuf,
     runtime: PathBuf,
@@ -55,20 +56,27 @@ impl Home {
         if let Some(home) = path("DORM_HOME")? {
             let [data, cache, runtime, settings] =
                 ["data", "cache", "run", "etc"].map(|folder| home.join(folder));
-            return Self { data, cache, runtime, settings }.checked();
+            return Self { config: home, data, cache, runtime, settings }.checked();
         }
         let under_home = |folder: &str| Ok(path("HOME")?.ok_or(HomeError::NoHome)?.join(folder));
+        let config = path("XDG_CONFIG_HOME")?.map_or_else(|| under_home(".config"), Ok)?;
         let data = path("XDG_DATA_HOME")?.map_or_else(|| under_home(".local/share"), Ok)?;
         let cache = path("XDG_CACHE_HOME")?.map_or_else(|| under_home(".cache"), Ok)?;
         // Without a login session there is no runtime directory: the cache's file system is the user's own at least.
         let runtime = path("XDG_RUNTIME_DIR")?.unwrap_or_else(|| cache.join("run"));
-        let [data, cache, runtime] = [data, cache, runtime].map(|root| root.join("dormouse"));
-        Self { data, cache, runtime, settings: SETTINGS.into() }.checked()
+        let [config, data, cache, runtime] = [config, data, cache, runtime].map(|root| root.join("dormouse"));
+        Self { config, data, cache, runtime, settings: SETTINGS.into() }.checked()
     }
 
     fn checked(self) -> Result<Self, HomeError> {
         let longest = self.runtime.as_os_str().len() + 1 + 16 + SOCKET_NAME_MAX;
         if longest > SOCKET_PATH_MAX { Err(HomeError::TooLong(self.runtime)) } else { Ok(self) }
+    }
+
+    /// What new sessions get where nothing is asked for.
+    #[must_use]
+    pub fn settings(&self) -> PathBuf {
+        self.config.join("settings.toml")
     }
 
     /// The folders of all sessions.

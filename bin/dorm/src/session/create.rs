@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 use dormouse_api::{CreateSession, IdleAction, IdleTimeout, RunningContainers, SessionInfo, SessionName};
-use dormouse_client::first_line;
+use dormouse_client::{UserSettings, first_line};
 use tokio::io::{AsyncReadExt, BufReader};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -41,14 +41,14 @@ pub(crate) struct Create {
     #[arg(long, value_name = "SIZE", value_parser = size)]
     storage_size: Option<u64>,
     /// Seconds from the last use to the sleep, or "never".
-    #[arg(long, value_name = "SECONDS", default_value_t)]
-    idle_timeout: IdleTimeout,
+    #[arg(long, value_name = "SECONDS")]
+    idle_timeout: Option<IdleTimeout>,
     /// What follows a crash of the VM.
-    #[arg(long, value_enum, default_value_t)]
-    crash: OnCrash,
-    /// How the VM is put to sleep then.
-    #[arg(long, value_enum, default_value = "suspend")]
-    idle_action: Action,
+    #[arg(long, value_enum)]
+    crash: Option<OnCrash>,
+    /// How the VM is put to sleep then; suspended where that works when absent.
+    #[arg(long, value_enum)]
+    idle_action: Option<Action>,
     /// Whether running containers keep the VM awake, or are suspended with it.
     #[arg(long, value_enum, default_value = "hold")]
     running: Running,
@@ -73,39 +73,39 @@ enum Running {
     Suspend,
 }
 
-impl From<Create> for CreateSession {
-    fn from(create: Create) -> Self {
-        Self {
-            storage: create.storage,
-            no_create: create.no_create,
-            ephemeral: create.ephemeral,
-            temporary: create.temporary,
-            cpus: create.cpus,
-            memory_mib: create.memory.map(|bytes| bytes >> 20),
-            storage_bytes: create.storage_size,
-            idle_timeout: create.idle_timeout,
-            crash: create.crash.into(),
-            idle_action: match create.idle_action {
+impl Create {
+    /// What is asked for: the options, else the settings, else the defaults.
+    fn wish(self, settings: &UserSettings) -> CreateSession {
+        let mut wish = CreateSession::named(self.name);
+        settings.apply(&mut wish);
+        CreateSession {
+            storage: self.storage,
+            no_create: self.no_create,
+            ephemeral: self.ephemeral,
+            temporary: self.temporary,
+            cpus: self.cpus.or(wish.cpus),
+            memory_mib: self.memory.map(|bytes| bytes >> 20).or(wish.memory_mib),
+            storage_bytes: self.storage_size.or(wish.storage_bytes),
+            idle_timeout: self.idle_timeout.unwrap_or(wish.idle_timeout),
+            crash: self.crash.map_or(wish.crash, Into::into),
+            idle_action: self.idle_action.map_or(wish.idle_action, |action| match action {
                 Action::Stop => IdleAction::Stop,
                 Action::Suspend => IdleAction::Suspend,
-            },
-            running: match create.running {
+            }),
+            running: match self.running {
                 Running::Hold => RunningContainers::Hold,
                 Running::Suspend => RunningContainers::Suspend,
             },
-            boot_timeout_seconds: create.boot_timeout,
-            asleep_answers: None,
-            ..Self::named(create.name)
+            boot_timeout_seconds: self.boot_timeout.or(wish.boot_timeout_seconds),
+            ..wish
         }
     }
-}
 
-impl Create {
     pub(crate) async fn run(mut self, context: &Context) -> Done {
         if let Some(storage) = &mut self.storage {
             *storage = std::path::absolute(&*storage)?;
         }
-        let wish = CreateSession::from(self);
+        let wish = self.wish(&crate::settings::read()?);
         let service = context.service().await?;
         if !wish.temporary {
             return print(service.create(&wish).await?.name.as_str());

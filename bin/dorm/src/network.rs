@@ -277,7 +277,7 @@ impl Prune {
         if !self.force
             && !confirmed("This will remove all custom networks not used by at least one container.")?
         {
-            return Ok(FAILED);
+            return Ok(SUCCESS);
         }
         let operation = context.operation("dorm network prune", false).await?;
         let pruned = operation.during(prune(&operation.engine, &self.filter)).await?;

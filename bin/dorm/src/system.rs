@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::container::prune::{self, confirmed};
 use crate::context::Context;
-use crate::error::{Done, FAILED, Failure, SUCCESS};
+use crate::error::{Done, Failure, SUCCESS};
 use crate::format::listing::{Listing, Row};
 use crate::format::template::Template;
 use crate::format::units;
@@ -50,10 +50,10 @@ pub(crate) struct Events {
     #[arg(long, value_name = "FORMAT")]
     format: Option<String>,
     /// From this time on.
-    #[arg(long, value_name = "TIME", value_parser = moment)]
+    #[arg(long, value_name = "TIME")]
     since: Option<String>,
     /// Up to this time.
-    #[arg(long, value_name = "TIME", value_parser = moment)]
+    #[arg(long, value_name = "TIME")]
     until: Option<String>,
 }
 
@@ -194,9 +194,11 @@ impl Events {
             None | Some("json") => None,
             Some(text) => Some(Template::new(text).map_err(Failure::new)?),
         };
+        let moments = [&self.since, &self.until].map(|time| time.as_deref().map(moment).transpose());
+        let [since, until] = moments.map(|time| time.map_err(Failure::new));
         let target = Target::new("/events")
-            .maybe("since", self.since.as_deref())
-            .maybe("until", self.until.as_deref())
+            .maybe("since", since?)
+            .maybe("until", until?)
             .maybe("filters", filters(&self.filter)?)
             .text();
         let operation = context.reading().await?;
@@ -318,7 +320,7 @@ impl Prune {
         });
         what.push_str("  - unused build cache\n");
         if !self.force && !confirmed(&what)? {
-            return Ok(FAILED);
+            return Ok(SUCCESS);
         }
         let operation = context.operation("dorm system prune", false).await?;
         let pruned = operation

@@ -166,7 +166,7 @@ impl Prune {
             "This will remove anonymous local volumes not used by at least one container."
         };
         if !self.force && !confirmed(warning)? {
-            return Ok(FAILED);
+            return Ok(SUCCESS);
         }
         let operation = context.operation("dorm volume prune", false).await?;
         let pruned = operation.during(prune(&operation.engine, self.all, &self.filter)).await?;

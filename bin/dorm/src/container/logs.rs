@@ -25,10 +25,10 @@ pub(crate) struct Logs {
     #[arg(short, long)]
     timestamps: bool,
     /// From this time on: 2024-05-01T12:00:00Z, seconds since 1970, or 10m ago.
-    #[arg(long, value_name = "TIME", value_parser = moment)]
+    #[arg(long, value_name = "TIME")]
     since: Option<String>,
     /// Up to this time.
-    #[arg(long, value_name = "TIME", value_parser = moment)]
+    #[arg(long, value_name = "TIME")]
     until: Option<String>,
     /// What the log's driver adds to each line.
     #[arg(long)]
@@ -47,11 +47,14 @@ fn tail(text: &str) -> Result<String, String> {
 
 impl Logs {
     pub(crate) async fn run(self, context: &Context) -> Done {
+        let moments = [&self.since, &self.until].map(|time| time.as_deref().map(moment).transpose());
+        let [since, until] = moments.map(|time| time.map_err(Failure::new));
+        let (since, until) = (since?, until?);
         let operation = context.operation(format!("dorm logs {}", self.container), false).await?;
-        operation.during(self.in_engine(&operation)).await
+        operation.during(self.in_engine(&operation, since, until)).await
     }
 
-    async fn in_engine(&self, operation: &Operation) -> Done {
+    async fn in_engine(&self, operation: &Operation, since: Option<String>, until: Option<String>) -> Done {
         let engine = &operation.engine;
         let container = inspect(engine, &self.container).await?;
         let id = container["Id"].as_str().unwrap_or(&self.container);
@@ -62,8 +65,8 @@ impl Logs {
             .when("timestamps", self.timestamps)
             .when("details", self.details)
             .with("tail", self.tail.as_str())
-            .maybe("since", self.since.as_deref())
-            .maybe("until", self.until.as_deref());
+            .maybe("since", since)
+            .maybe("until", until);
         let reply = engine.send(Call::new(Method::GET, target.text())).await?;
         let mut output = Output::new(container["Config"]["Tty"].as_bool() == Some(true));
         let mut lines = reply.lines();

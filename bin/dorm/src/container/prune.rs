@@ -7,7 +7,7 @@ use dormouse_client::{Engine, Target};
 use serde_json::Value;
 
 use crate::context::Context;
-use crate::error::{Done, FAILED, Failure, SUCCESS};
+use crate::error::{Done, Failure, SUCCESS};
 use crate::format::units;
 use crate::value::filters;
 
@@ -24,7 +24,7 @@ pub(crate) struct Prune {
 impl Prune {
     pub(crate) async fn run(self, context: &Context) -> Done {
         if !self.force && !confirmed("This will remove all stopped containers.")? {
-            return Ok(FAILED);
+            return Ok(SUCCESS);
         }
         let operation = context.operation("dorm container prune", false).await?;
         let pruned = operation.during(containers(&operation.engine, &self.filter)).await?;

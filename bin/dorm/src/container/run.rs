@@ -44,7 +44,7 @@ impl Run {
         let body = self.made.body(!self.detach).map_err(|failure| failure.code(NOT_RUN))?;
         let options = &self.made.options;
         if options.tty && !self.detach && options.attaches("stdin") && !io::stdin().is_terminal() {
-            return Err(no_terminal().code(NOT_RUN));
+            return Err(no_terminal());
         }
         let reason = format!("dorm run {}", self.made.image());
         let operation =

@@ -84,7 +84,7 @@ impl List {
 fn row(image: &Value, cut: bool, now: i64) -> Row {
     let id = image["Id"].as_str().unwrap_or_default();
     let created = image["Created"].as_i64().unwrap_or(0);
-    let size = units::size(image["Size"].as_f64().unwrap_or(0.0));
+    let bytes = image["Size"].as_f64().unwrap_or(0.0);
     Row::default()
         .with("ID", if cut { units::short_id(id) } else { id })
         .with(
@@ -92,8 +92,8 @@ fn row(image: &Value, cut: bool, now: i64) -> Row {
             if created <= 0 { "N/A".to_owned() } else { format!("{} ago", units::duration(now - created)) },
         )
         .with("CreatedAt", units::go_time(created))
-        .with("VirtualSize", size.as_str())
-        .with("Size", size)
+        .with("VirtualSize", units::size_in_four_digits(bytes))
+        .with("Size", units::size(bytes))
         .with("SharedSize", "N/A")
         .with("UniqueSize", "N/A")
         .with("Containers", "N/A")

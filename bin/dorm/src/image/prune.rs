@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use crate::container::prune::{Pruned, confirmed};
 use crate::context::Context;
-use crate::error::{Done, FAILED, Failure};
+use crate::error::{Done, Failure, SUCCESS};
 use crate::value::filters;
 
 #[derive(Args)]
@@ -30,7 +30,7 @@ impl Prune {
             "This will remove all dangling images."
         };
         if !self.force && !confirmed(warning)? {
-            return Ok(FAILED);
+            return Ok(SUCCESS);
         }
         let operation = context.operation("dorm image prune", false).await?;
         let pruned = operation.during(images(&operation.engine, self.all, &self.filter)).await?;

@@ -7,6 +7,7 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
 use dormouse_api::SessionName;
 
+use crate::clients::{DockerContext, DockerEnv};
 use crate::completion::{self, Completion};
 use crate::container::{self, Container};
 use crate::doctor::Doctor;
@@ -96,6 +97,13 @@ pub(crate) enum Command {
     Completion(Completion),
     /// Look at what this machine has, and what is missing.
     Doctor(Doctor),
+    /// Print what leads docker's client to the session, for a shell.
+    DockerEnv(DockerEnv),
+    /// Make or remove contexts of docker's client that lead to sessions.
+    #[command(subcommand)]
+    DockerContext(DockerContext),
+    /// Join standard input and output with the session's Docker socket.
+    DialStdio,
     /// Tell or change what new sessions get where nothing is asked for.
     Settings(SettingsArguments),
     /// Keep the session's VM awake for as long as a command runs.
@@ -115,7 +123,19 @@ pub(crate) enum Format {
 }
 
 /// Commands that docker doesn't have: their bad options end with 1, those of the others with 125, as docker's do.
-const OURS: &[&str] = &["completion", "doctor", "hold", "session", "settings", "template", "version", "why"];
+const OURS: &[&str] = &[
+    "completion",
+    "dial-stdio",
+    "docker-context",
+    "docker-env",
+    "doctor",
+    "hold",
+    "session",
+    "settings",
+    "template",
+    "version",
+    "why",
+];
 
 /// Why a line could not be understood, or the help or version that it asked for.
 #[derive(Debug)]

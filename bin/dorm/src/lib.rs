@@ -1,9 +1,10 @@
-//! `dorm`: the command line. One file per group of commands; what they share is in [`context`], [`output`] and [`error`].
+//! `dorm`: the command line. One file per group of commands; what they share is in `context`, `output` and `error`.
 //!
 //! A library, so that the manual is made from the same tree of commands that is parsed.
 
 mod archive;
 mod arguments;
+mod clients;
 mod completion;
 mod container;
 mod context;
@@ -84,6 +85,9 @@ async fn run(arguments: Arguments) -> Done {
         Command::Completion(completion) => completion.run(),
         Command::Doctor(doctor) => doctor.run().await,
         Command::Why(why) => why.run(&context).await,
+        Command::DockerEnv(env) => env.run(&context).await,
+        Command::DockerContext(command) => command.run(&context).await,
+        Command::DialStdio => clients::dial_stdio(&context).await,
         Command::Settings(settings) => settings.run(),
         Command::Hold(hold) => hold.run(&context).await,
         Command::Version(version) => version.run(&context).await,

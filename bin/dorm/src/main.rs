@@ -1,4 +1,4 @@
-//! See [`dorm`].
+//! See the library of the same name.
 
 use std::process::ExitCode;
 

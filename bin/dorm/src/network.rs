@@ -38,7 +38,7 @@ pub(crate) enum Network {
 #[derive(Args)]
 pub(crate) struct Connect {
     /// Its name within the network.
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, visible_alias = "network-alias", value_name = "NAME")]
     alias: Vec<String>,
     /// Its IPv4 address.
     #[arg(long, value_name = "ADDRESS")]

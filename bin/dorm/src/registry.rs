@@ -58,6 +58,13 @@ pub(crate) async fn run(context: &Context, command: Registry) -> Done {
     }
 }
 
+/// Where docker's clients keep what they know.
+pub(crate) fn docker_folder() -> Result<PathBuf, Failure> {
+    let named = std::env::var_os("DOCKER_CONFIG").filter(|path| !path.is_empty()).map(PathBuf::from);
+    let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".docker"));
+    named.or_else(home).ok_or_else(|| Failure::new("can't tell where docker's configuration is: set HOME"))
+}
+
 /// Docker's configuration, and where it lies.
 struct Config {
     path: PathBuf,
@@ -66,11 +73,7 @@ struct Config {
 
 impl Config {
     fn read() -> Result<Self, Failure> {
-        let folder = std::env::var_os("DOCKER_CONFIG").filter(|path| !path.is_empty()).map(PathBuf::from);
-        let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".docker"));
-        let folder = folder
-            .or_else(home)
-            .ok_or_else(|| Failure::new("can't tell where docker's configuration is: set HOME"))?;
+        let folder = docker_folder()?;
         let path = folder.join("config.json");
         let values = match fs::read(&path) {
             Ok(text) => serde_json::from_slice(&text)

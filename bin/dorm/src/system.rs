@@ -21,6 +21,8 @@ use crate::value::{filters, moment};
 /// `dorm system`.
 #[derive(Subcommand)]
 pub(crate) enum System {
+    /// Join standard input and output with the session's Docker socket.
+    DialStdio,
     /// Tell what takes how much of the session's disk.
     Df(Df),
     /// Tell what happens in the engine.
@@ -83,6 +85,7 @@ pub(crate) struct Prune {
 /// Runs one of the commands under `dorm system`.
 pub(crate) async fn run(context: &Context, command: System) -> Done {
     match command {
+        System::DialStdio => crate::clients::dial_stdio(context).await,
         System::Df(df) => df.run(context).await,
         System::Events(events) => events.run(context).await,
         System::Info(info) => info.run(context).await,

@@ -3,6 +3,7 @@
 mod create;
 mod list;
 mod logs;
+mod process;
 pub(crate) mod settings;
 mod state;
 mod told;
@@ -48,6 +49,10 @@ pub(crate) enum Session {
     Events(told::Events),
     /// Print the last steps of a session's lifecycle, to be looked at with `cargo xtask replay`.
     Trace(told::Trace),
+    /// Run a command in the VM, beside the engine.
+    Run(process::Run),
+    /// A root shell in the VM.
+    Shell(process::Shell),
     /// Wait for a state.
     Wait(state::Wait),
 }
@@ -70,6 +75,8 @@ pub(crate) async fn run(context: &Context, command: Session) -> Done {
         Session::Unpin(named) => settings::unpin(context, named.name).await,
         Session::Events(events) => events.run(context).await,
         Session::Trace(trace) => trace.run(context).await,
+        Session::Run(run) => run.run(context).await,
+        Session::Shell(shell) => shell.run(context).await,
         Session::Wait(wait) => wait.run(context).await,
     }
 }

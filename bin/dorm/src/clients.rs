@@ -1,0 +1,162 @@
+//! Other clients on a session: `dorm docker-env`, `docker-context` and `dial-stdio`.
+
+use clap::{Args, Subcommand};
+use dormouse_api::SessionName;
+use sha2::{Digest, Sha256};
+use tokio::io::{AsyncWriteExt, copy};
+use tokio::net::UnixStream;
+
+use crate::context::Context;
+use crate::error::{Done, Failure, SUCCESS};
+use crate::output::print;
+use crate::registry::docker_folder;
+
+#[derive(Args)]
+pub(crate) struct DockerEnv {
+    /// Take it back.
+    #[arg(short, long)]
+    unset: bool,
+}
+
+/// `dorm docker-context`.
+#[derive(Subcommand)]
+pub(crate) enum DockerContext {
+    /// Make a context of docker's client that leads to a session, and print its name.
+    Install(Install),
+    /// Remove it.
+    Remove(Install),
+}
+
+#[derive(Args)]
+pub(crate) struct Install {
+    /// What to call it; dorm, or dorm- and the session's name, when absent.
+    #[arg(long)]
+    name: Option<String>,
+}
+
+impl DockerEnv {
+    /// Prints what a shell has to evaluate: `eval "$(dorm docker-env)"`.
+    pub(crate) async fn run(self, context: &Context) -> Done {
+        if self.unset {
+            return print("unset DOCKER_HOST");
+        }
+        let info = context.open(&context.pick(None)).await?;
+        let host = format!("unix://{}", info.docker_socket.display());
+        print(format!("export DOCKER_HOST={}", quoted(&host)))
+    }
+}
+
+/// As a word of a shell.
+fn quoted(text: &str) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/:._-".contains(&byte);
+    if text.bytes().all(plain) { text.to_owned() } else { format!("'{}'", text.replace('\'', "'\\''")) }
+}
+
+impl DockerContext {
+    pub(crate) async fn run(self, context: &Context) -> Done {
+        match self {
+            Self::Install(install) => install.install(context).await,
+            Self::Remove(install) => install.remove(context),
+        }
+    }
+}
+
+impl Install {
+    fn name(&self, session: &SessionName) -> Result<String, Failure> {
+        let name = match &self.name {
+            Some(name) => name.clone(),
+            None if session.is_default() => "dorm".to_owned(),
+            None => format!("dorm-{session}"),
+        };
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_.+-".contains(&byte);
+        if name == "default"
+            || !name.bytes().all(plain)
+            || !name.starts_with(|first: char| first.is_ascii_alphanumeric())
+        {
+            return Err(Failure::new(format!("{name:?} can't be a context's name"))
+                .hint("try letters, digits and '-'"));
+        }
+        Ok(name)
+    }
+
+    /// A context's folder is called by the hash of its name: so docker's client has it.
+    fn folder(name: &str) -> Result<std::path::PathBuf, Failure> {
+        let hash: String = Sha256::digest(name).iter().map(|byte| format!("{byte:02x}")).collect();
+        Ok(docker_folder()?.join("contexts/meta").join(hash))
+    }
+
+    async fn install(&self, context: &Context) -> Done {
+        let session = context.pick(None);
+        let name = self.name(&session)?;
+        let info = context.open(&session).await?;
+        let meta = serde_json::json!({
+            "Name": name,
+            "Metadata": { "Description": format!("Dormouse session {session}") },
+            "Endpoints": { "docker": { "Host": format!("unix://{}", info.docker_socket.display()), "SkipTLSVerify": false } },
+        });
+        let folder = Self::folder(&name)?;
+        let failed =
+            |error: std::io::Error| Failure::new(format!("can't write to {}: {error}", folder.display()));
+        std::fs::create_dir_all(&folder).map_err(failed)?;
+        let beside = folder.join(format!("meta.json.{}", std::process::id()));
+        std::fs::write(&beside, meta.to_string()).map_err(failed)?;
+        std::fs::rename(&beside, folder.join("meta.json")).map_err(failed)?;
+        print(name)
+    }
+
+    fn remove(&self, context: &Context) -> Done {
+        let name = self.name(&context.pick(None))?;
+        let folder = Self::folder(&name)?;
+        match std::fs::remove_dir_all(&folder) {
+            Ok(()) => print(name),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                Err(Failure::new(format!("there is no context {name:?}"))
+                    .hint("`docker context ls` lists them"))
+            }
+            Err(error) => Err(Failure::new(format!("can't remove {}: {error}", folder.display()))),
+        }
+    }
+}
+
+/// Joins standard input and output with the Docker socket, for `ssh://` and the like.
+pub(crate) async fn dial_stdio(context: &Context) -> Done {
+    let info = context.open(&context.pick(None)).await?;
+    let engine = UnixStream::connect(&info.docker_socket).await.map_err(|error| {
+        Failure::new(format!("nobody answers on {}: {error}", info.docker_socket.display()))
+    })?;
+    let (mut from, mut to) = engine.into_split();
+    let sending = tokio::spawn(async move {
+        let mut typed = crate::stream::input();
+        while let Some(bytes) = typed.recv().await {
+            to.write_all(&bytes).await?;
+        }
+        to.shutdown().await
+    });
+    let mut out = tokio::io::stdout();
+    copy(&mut from, &mut out).await?;
+    out.flush().await?;
+    sending.abort();
+    Ok(SUCCESS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_is_one_word_of_a_shell() {
+        assert_eq!(
+            quoted("unix:///run/user/7/dormouse/docker.sock"),
+            "unix:///run/user/7/dormouse/docker.sock"
+        );
+        assert_eq!(quoted("unix:///a b/it's"), "'unix:///a b/it'\\''s'");
+    }
+
+    #[test]
+    fn a_context_lies_where_dockers_client_looks_for_it() {
+        let folder = Install::folder("dorm").ok().unwrap();
+        let hash = "50c49b07ad488dd1ed430a528deba67fd6e0f28b48cb2b7dce28a65001e82fc8";
+        assert_eq!(folder.file_name().unwrap().to_str(), Some(hash));
+        assert!(folder.parent().unwrap().ends_with("contexts/meta"));
+    }
+}

@@ -1,12 +1,16 @@
-//! The command line in a VM: the same lines by `dorm` and by Debian's docker client.
+//! The command line in a VM: the same lines by `dorm` and by Debian's docker client, and what only a terminal or a
+//! kill shows.
 
+use std::io::{Read, Write};
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
-use dormouse_api::{ChangeSettings, IdleTimeout, SessionInfo};
+use anyhow::{Context, Result, ensure};
+use dormouse_api::{ChangeSettings, HoldKind, IdleTimeout, SessionInfo};
 use dormouse_client::Endpoint;
 use dormouse_vm_tests::project;
-use dormouse_vm_tests::stage::{Stage, program};
+use dormouse_vm_tests::stage::{Stage, program, until};
+use expectrl::{Expect, Session as Terminal};
 
 /// Lines of shell, `$X` being the client: what they print and how they end is the same with both. Each leaves the engine as it
 /// found it. `cc` is a running container, `$T` a folder.
@@ -76,7 +80,7 @@ const SAME: &[&str] = &[
 
 /// One VM for all of it: each start costs seconds.
 #[tokio::test(flavor = "multi_thread")]
-async fn dorm_does_what_docker_does() -> Result<()> {
+async fn dorm_does_what_docker_does_and_gives_back_what_it_held() -> Result<()> {
     let stage = Stage::new()?;
     let session = stage.create(600).await?;
     stage.load_busybox(&session).await?;
@@ -101,6 +105,8 @@ async fn dorm_does_what_docker_does() -> Result<()> {
     ];
     stage.succeed(&session, &run).await?;
 
+    a_terminal_works_and_is_given_back(&stage)?;
+    a_killed_command_holds_nothing(&stage, &session).await?;
     the_same_lines_do_the_same(&stage, &session).await?;
     an_exit_code_survives_a_short_grace(&stage, &session).await
 }
@@ -151,6 +157,96 @@ fn dorm(stage: &Stage, arguments: &[&str]) -> Command {
     let mut command = Command::new(program("dorm"));
     command.args(arguments).env("DORM_HOME", stage.home()).env_remove("DORM_SESSION");
     command
+}
+
+fn a_terminal_works_and_is_given_back(stage: &Stage) -> Result<()> {
+    // A shell's own line editing shows raw mode, its answer shows the size, its status comes back.
+    let mut terminal = Terminal::spawn(dorm(stage, &["exec", "-it", "cc", "sh"]))?;
+    terminal.set_expect_timeout(Some(Duration::from_secs(120)));
+    terminal.send_line("echo $((6 * 7)); test -t 0 && echo in")?;
+    terminal.expect("42")?;
+    terminal.expect("in")?;
+    terminal.send("\x03")?;
+    terminal.send_line("exit 5")?;
+    terminal.expect(expectrl::Eof)?;
+    ensure!(code(&mut terminal)? == 5, "the command's own status");
+
+    // After it, and after one that is ended from outside, the terminal echoes again.
+    for ending in ["true", "sh -c 'kill -9 $$'"] {
+        let line = format!("{} exec -it cc {ending}; stty -a", program("dorm").display());
+        let mut command = Command::new("sh");
+        command.args(["-c", &line]).env("DORM_HOME", stage.home());
+        let mut terminal = Terminal::spawn(command)?;
+        terminal.set_expect_timeout(Some(Duration::from_secs(120)));
+        terminal.expect(" icanon")?;
+        terminal.expect(expectrl::Eof)?;
+    }
+
+    // Detached: it runs on, and the status says that nothing is wrong.
+    let mut terminal = Terminal::spawn(dorm(stage, &["run", "-it", "--name", "dd", "busybox", "sh"]))?;
+    terminal.set_expect_timeout(Some(Duration::from_secs(120)));
+    terminal.send_line("echo rea''dy")?;
+    terminal.expect("ready")?;
+    terminal.send("\x10\x11")?;
+    terminal.expect(expectrl::Eof)?;
+    ensure!(code(&mut terminal)? == 0, "detaching is no failure");
+    let output = dorm(stage, &["inspect", "--format", "{{.State.Status}}", "dd"]).output()?;
+    ensure!(output.stdout == b"running\n", "{output:?}");
+    ensure!(dorm(stage, &["rm", "--force", "dd"]).status()?.success(), "it can be removed");
+    Ok(())
+}
+
+fn code(terminal: &mut expectrl::session::OsSession) -> Result<i32> {
+    match terminal.get_process().wait()? {
+        expectrl::process::unix::WaitStatus::Exited(_, code) => Ok(code),
+        other => anyhow::bail!("it ended with {other:?}"),
+    }
+}
+
+async fn a_killed_command_holds_nothing(stage: &Stage, session: &SessionInfo) -> Result<()> {
+    let strong = |info: &SessionInfo| {
+        let ours = [HoldKind::Operation, HoldKind::Request, HoldKind::Exec];
+        info.holds.iter().filter(|hold| !hold.weak && ours.contains(&hold.kind)).count()
+    };
+    let image = project().join("build/busybox.tar");
+    let image = image.to_str().context("paths are UTF-8")?;
+    let lines: [&[&str]; 3] =
+        [&["logs", "--follow", "cc"], &["exec", "cc", "sleep", "3"], &["load", "--input", "-"]];
+    for line in lines {
+        until(session, |info| strong(info) == 0).await?;
+        let mut command = dorm(stage, line);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+        let mut child = command.spawn()?;
+        match line[0] {
+            // It is well under way once it has printed something.
+            "logs" => {
+                let mut byte = [0];
+                child.stdout.as_mut().context("piped")?.read_exact(&mut byte)?;
+            }
+            // It has half of what it wants, and waits for the rest.
+            "load" => {
+                let half = std::fs::read(image)?;
+                child.stdin.as_mut().context("piped")?.write_all(&half[..half.len() / 2])?;
+            }
+            _ => {}
+        }
+        until(session, |info| info.holds.iter().any(|hold| hold.kind == HoldKind::Operation)).await?;
+        child.kill()?;
+        let killed = Instant::now();
+        child.wait()?;
+        until(session, |info| {
+            !info
+                .holds
+                .iter()
+                .any(|hold| matches!(hold.kind, HoldKind::Operation | HoldKind::Request) && !hold.weak)
+        })
+        .await?;
+        let took = killed.elapsed();
+        eprintln!("holds of a killed {} were gone after {} ms", line[0], took.as_millis());
+        // One second on a machine that does nothing else.
+        ensure!(took < Duration::from_secs(5), "{line:?}: {took:?}");
+    }
+    Ok(())
 }
 
 async fn an_exit_code_survives_a_short_grace(stage: &Stage, session: &SessionInfo) -> Result<()> {

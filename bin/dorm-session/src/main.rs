@@ -1,11 +1,13 @@
 //! The session host: does one session's work, as the session's user. Started by `dormd`, which passes three listening
-//! sockets as descriptors 3 to 5 (docker, control, service) and the settings in `DORM_SETTINGS`.
+//! sockets as descriptors 3 to 5 (docker, control, service), behind them those of published ports, their number in
+//! `DORM_DOORS`, and the settings in `DORM_SETTINGS`.
 
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use clap::Parser;
+use dormouse_api::link::DOORS_VARIABLE;
 use dormouse_session_host::{Start, make_template, serve};
 use tracing_subscriber::EnvFilter;
 
@@ -46,7 +48,9 @@ async fn main() -> Result<()> {
                 .context("DORM_SETTINGS isn't set: dormd starts this program")?;
             let settings = serde_json::from_str(&settings).context("DORM_SETTINGS makes no sense")?;
             let [docker, control, service] = [DOCKER, CONTROL, SERVICE].map(inherited);
-            serve(Start { settings, session_dir, runtime_dir, docker, control, service }).await?;
+            let doors = std::env::var(DOORS_VARIABLE).ok().and_then(|count| count.parse::<RawFd>().ok());
+            let doors = (0..doors.unwrap_or(0)).map(|number| inherited(SERVICE + 1 + number)).collect();
+            serve(Start { settings, session_dir, runtime_dir, docker, control, service, doors }).await?;
         }
         Arguments::MakeTemplate { store, runtime_dir } => make_template(&store, &runtime_dir).await?,
     }
@@ -57,5 +61,8 @@ async fn main() -> Result<()> {
 fn inherited(descriptor: RawFd) -> OwnedFd {
     // SAFETY: dormd passes these descriptors, and nothing in this process has opened or taken them before: the runtime's
     // own were opened later and got other numbers.
-    unsafe { OwnedFd::from_raw_fd(descriptor) }
+    let descriptor = unsafe { OwnedFd::from_raw_fd(descriptor) };
+    // Hooks and other children get none of them.
+    let _ = rustix::io::fcntl_setfd(&descriptor, rustix::io::FdFlags::CLOEXEC);
+    descriptor
 }

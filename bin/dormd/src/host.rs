@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use command_fds::{CommandFdExt, FdMapping};
-use dormouse_api::link::{LINE_BYTES_MAX, ToHost, ToService};
+use dormouse_api::link::{DOORS_FILE, DOORS_MAX, DOORS_VARIABLE, LINE_BYTES_MAX, ToHost, ToService};
 use dormouse_api::{ChangeSettings, How, Phase, SessionInfo};
 use dormouse_client::{Home, program_beside_this_one};
 use dormouse_vm::VmRecord;
@@ -61,6 +61,8 @@ pub(crate) struct Keeper {
 struct Sockets {
     docker: OwnedFd,
     control: OwnedFd,
+    /// Of published ports, while there is no host to listen on them.
+    doors: Vec<OwnedFd>,
 }
 
 /// How a link ended.
@@ -92,7 +94,11 @@ impl Keeper {
             let mut found = match link.take() {
                 Some(link) => link,
                 None => {
-                    if VmRecord::read(&runtime).ok().flatten().is_none() {
+                    // A host that died has left a VM, or published ports on which nobody listens.
+                    let has_work = VmRecord::read(&runtime).ok().flatten().is_some()
+                        || sockets.doors.is_empty()
+                            && self.home.session(&self.settings.id).join(DOORS_FILE).exists();
+                    if !has_work {
                         tokio::select! {
                             knock = knock(&sockets) => knock?,
                             received = self.orders.recv() => match received {
@@ -106,7 +112,10 @@ impl Keeper {
                         }
                     }
                     match self.start_host(&sockets).await {
-                        Ok(link) => link,
+                        Ok(link) => {
+                            sockets.doors.clear();
+                            link
+                        }
                         Err(error) => {
                             tracing::error!(session = %self.settings.name, %error, "can't start the session's host");
                             sleep(RESTART_AFTER).await;
@@ -148,7 +157,11 @@ impl Keeper {
             .stdout(Stdio::null())
             .stderr(log);
         std::os::unix::process::CommandExt::process_group(&mut command, 0);
-        let parents = [sockets.docker.try_clone()?, sockets.control.try_clone()?, service];
+        let mut parents = vec![sockets.docker.try_clone()?, sockets.control.try_clone()?, service];
+        for door in &sockets.doors {
+            parents.push(door.try_clone()?);
+        }
+        command.env(DOORS_VARIABLE, sockets.doors.len().to_string());
         let mappings =
             parents.into_iter().zip(3..).map(|(parent_fd, child_fd)| FdMapping { parent_fd, child_fd });
         command.fd_mappings(mappings.collect()).map_err(io::Error::other)?;
@@ -181,7 +194,14 @@ impl Keeper {
                         }
                         continue;
                     }
-                    Some(ToService::Leave) if is_knocked(sockets)? => ToHost::Stay,
+                    Some(ToService::Doors { count }) => {
+                        sockets.doors = lines.descriptors.drain(..count.min(lines.descriptors.len())).collect();
+                        continue;
+                    }
+                    Some(ToService::Leave) if is_knocked(sockets)? => {
+                        sockets.doors.clear();
+                        ToHost::Stay
+                    }
                     Some(ToService::Leave) => ToHost::Go,
                 },
                 Some(result) = results.recv() => result,
@@ -247,23 +267,26 @@ fn bind(runtime: &std::path::Path) -> io::Result<Sockets> {
         let _ = std::fs::remove_file(&path);
         Ok(UnixListener::bind(path)?.into())
     };
-    Ok(Sockets { docker: bind("docker.sock")?, control: bind("control.sock")? })
+    Ok(Sockets { docker: bind("docker.sock")?, control: bind("control.sock")?, doors: Vec::new() })
+}
+
+impl Sockets {
+    fn all(&self) -> impl Iterator<Item = &OwnedFd> {
+        [&self.docker, &self.control].into_iter().chain(&self.doors)
+    }
 }
 
 /// Has anybody connected who wasn't accepted yet?
 fn is_knocked(sockets: &Sockets) -> io::Result<bool> {
-    let mut state =
-        [PollFd::new(&sockets.docker, PollFlags::IN), PollFd::new(&sockets.control, PollFlags::IN)];
-    Ok(poll(&mut state, Some(&Timespec::default()))? > 0)
+    let mut states: Vec<_> = sockets.all().map(|socket| PollFd::new(socket, PollFlags::IN)).collect();
+    Ok(poll(&mut states, Some(&Timespec::default()))? > 0)
 }
 
-/// Waits until somebody connects. Nobody is accepted here.
+/// Waits until somebody connects, or sends a datagram. Nobody is accepted here.
 async fn knock(sockets: &Sockets) -> io::Result<()> {
-    let (docker, control) = (watched(sockets.docker.as_fd())?, watched(sockets.control.as_fd())?);
-    tokio::select! {
-        ready = docker.readable() => ready.map(drop),
-        ready = control.readable() => ready.map(drop),
-    }
+    let watched: Vec<_> = sockets.all().map(|socket| watched(socket.as_fd())).collect::<io::Result<_>>()?;
+    let knocks = watched.iter().map(|socket| Box::pin(socket.readable()));
+    futures_util::future::select_all(knocks).await.0.map(drop)
 }
 
 fn watched(descriptor: std::os::fd::BorrowedFd<'_>) -> io::Result<AsyncFd<OwnedFd>> {
@@ -296,7 +319,7 @@ impl Link {
         let (Some(docker), Some(control)) = (docker, control) else {
             return Err(io::Error::other("the host sent no listeners"));
         };
-        Ok((link, Some(Sockets { docker, control })))
+        Ok((link, Some(Sockets { docker, control, doors: Vec::new() })))
     }
 }
 
@@ -335,7 +358,7 @@ impl Lines {
         let mut bytes = vec![0; 16 * 1024];
         loop {
             stream.readable().await?;
-            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DOORS_MAX))];
             let mut control = RecvAncillaryBuffer::new(&mut space);
             let received = stream.try_io(Interest::READABLE, || {
                 Ok(recvmsg(

@@ -20,6 +20,15 @@ use crate::{
     SessionInfo, SessionName,
 };
 
+/// Most sockets of published ports that a host may leave behind. One with more doesn't leave.
+pub const DOORS_MAX: usize = 128;
+
+/// The environment variable that tells a host how many of them it inherits.
+pub const DOORS_VARIABLE: &str = "DORM_DOORS";
+
+/// What a host leaves in the session's folder beside them: what they are for.
+pub const DOORS_FILE: &str = "doors.json";
+
 /// Longest message, in bytes.
 pub const LINE_BYTES_MAX: usize = 256 * 1024;
 
@@ -139,6 +148,13 @@ pub enum ToService {
     },
     /// Something of the session changed.
     Changed(Box<SessionInfo>),
+    /// Before [`ToService::Leave`]: duplicates of the published ports' sockets, so many of them, as ancillary data. The
+    /// service polls them while there is no host, and passes them to the next one as inherited descriptors behind its
+    /// listeners, their number in [`DOORS_VARIABLE`].
+    Doors {
+        /// At most [`DOORS_MAX`].
+        count: usize,
+    },
     /// May I go?
     Leave,
 }

@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -32,7 +33,7 @@ pub struct Face {
 impl Face {
     /// What the last host left.
     #[must_use]
-    pub fn load(session_dir: &Path, settings: &HostSettings) -> Self {
+    pub fn load(session_dir: &Path, settings: &HostSettings, doors: Vec<OwnedFd>) -> Self {
         // Sessions differ in their ids; numbers for their ports are to differ as well.
         let seed = settings.id.as_str().bytes().fold(u64::from(settings.owner), |seed, byte| {
             seed.wrapping_mul(31).wrapping_add(u64::from(byte))
@@ -40,7 +41,7 @@ impl Face {
         Self {
             asleep: Asleep::load(session_dir, settings.asleep_answers, settings.engine.clone()),
             events: Events::load(session_dir),
-            ports: Ports::new(seed),
+            ports: Ports::load(session_dir, seed, doors),
         }
     }
 }

@@ -17,7 +17,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use dormouse_api::link::{HostSettings, ToService};
+use dormouse_api::link::{DOORS_MAX, HostSettings, ToService};
 use dormouse_api::{IdleAction, Phase, SessionInfo};
 use dormouse_lifecycle::{Config, Event, Lifetime, Limits, Policy, RunningContainers, SleepHow, Storage};
 use dormouse_vm::Console;
@@ -35,7 +35,6 @@ use crate::hooks::Runner;
 use crate::link::{Link, Listeners, Order};
 use crate::machine::{Machines, Places, Qemus, REPORT_WITHIN};
 use crate::owner::{Facts, Owner, Started};
-use crate::ports::Ports;
 use crate::state::StateError;
 use crate::{clock, control, view};
 
@@ -72,6 +71,8 @@ pub struct Start {
     pub control: OwnedFd,
     /// The listening `service.sock`.
     pub service: OwnedFd,
+    /// The sockets of published ports that the last host left behind.
+    pub doors: Vec<OwnedFd>,
 }
 
 /// Why a host couldn't serve.
@@ -129,13 +130,13 @@ impl Served {
 /// # Errors
 /// See [`HostError`].
 pub async fn serve(start: Start) -> Result<(), HostError> {
-    let Start { settings, session_dir, runtime_dir, docker, control, service } = start;
+    let Start { settings, session_dir, runtime_dir, docker, control, service, doors } = start;
     let listeners = Listeners { docker: docker.try_clone()?, control: control.try_clone()? };
     let (docker, control, service) = (listener(docker)?, listener(control)?, listener(service)?);
     let config = config(&settings);
     let (orders, inbox) = mpsc::channel(16);
     let (link_sender, link) = Link::new(settings.id.clone());
-    let face = Face::load(&session_dir, &settings);
+    let face = Face::load(&session_dir, &settings, doors);
     let facts = Facts {
         settings: settings.clone(),
         session_dir: session_dir.clone(),
@@ -313,7 +314,7 @@ impl Host {
                 _ = &mut self.task => return Err(HostError::Owner),
                 _ = terminated.recv() => Order::Shutdown,
                 _ = interrupted.recv() => Order::Shutdown,
-                () = unneeded(self.served.owner.info(), &self.clients, &self.served.face.ports) => Order::Go,
+                () = unneeded(self.served.owner.info(), &self.clients) => Order::Go,
             };
             // Nobody needs this host: whether it may go is for the service to say.
             let order = if order == Order::Go { self.leave().await } else { order };
@@ -336,7 +337,16 @@ impl Host {
     /// Asks to go. What comes instead of an answer counts; silence means stay.
     async fn leave(&mut self) -> Order {
         self.accepting.send_replace(false);
-        let order = if self.link.send(ToService::Leave).await {
+        let doors = self.served.face.ports.duplicates();
+        let told = match doors.len() {
+            0..=DOORS_MAX => {
+                let count = ToService::Doors { count: doors.len() };
+                self.link.send_with(count, doors).await && self.link.send(ToService::Leave).await
+            }
+            // Nobody could take them all.
+            _ => false,
+        };
+        let order = if told {
             timeout(LEAVE_WITHIN, self.inbox.recv()).await.ok().flatten().unwrap_or(Order::Stay)
         } else {
             // Nobody would take the listeners over.
@@ -366,13 +376,11 @@ impl Host {
 }
 
 /// Ends when for a while nobody was connected and there was no VM.
-/// Nobody else would hear a knock at a published port, so a host with one stays.
-async fn unneeded(mut info: watch::Receiver<SessionInfo>, clients: &Semaphore, ports: &Ports) {
+async fn unneeded(mut info: watch::Receiver<SessionInfo>, clients: &Semaphore) {
     let mut quiet_since = clock::now();
     loop {
         let idle = info.borrow_and_update().vm.phase == Phase::Absent
-            && clients.available_permits() == CONNECTIONS_MAX
-            && !ports.is_open();
+            && clients.available_permits() == CONNECTIONS_MAX;
         if !idle {
             quiet_since = clock::now();
         }

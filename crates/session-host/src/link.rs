@@ -10,7 +10,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
-use dormouse_api::link::{LINE_BYTES_MAX, ToHost, ToService};
+use dormouse_api::link::{DOORS_MAX, LINE_BYTES_MAX, ToHost, ToService};
 use dormouse_api::{ChangeSettings, SessionId};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Interest};
@@ -46,9 +46,22 @@ pub(crate) enum Order {
 #[derive(Debug, Clone)]
 pub struct Link {
     session: SessionId,
-    sender: watch::Receiver<Option<mpsc::Sender<ToService>>>,
+    sender: watch::Receiver<Option<mpsc::Sender<Outgoing>>>,
     answers: broadcast::Sender<ToHost>,
     making: Arc<Mutex<()>>,
+}
+
+/// A message to the service, and descriptors beside it.
+#[derive(Debug)]
+pub(crate) struct Outgoing {
+    message: ToService,
+    descriptors: Vec<OwnedFd>,
+}
+
+impl From<ToService> for Outgoing {
+    fn from(message: ToService) -> Self {
+        Self { message, descriptors: Vec::new() }
+    }
 }
 
 /// What the host gives a service that attaches.
@@ -65,7 +78,7 @@ impl Link {
         listeners: Listeners,
         info: watch::Receiver<SessionInfo>,
         orders: mpsc::Sender<Order>,
-        pre_made: (watch::Sender<Option<mpsc::Sender<ToService>>>, Self),
+        pre_made: (watch::Sender<Option<mpsc::Sender<Outgoing>>>, Self),
     ) {
         let (sender, link) = pre_made;
         debug_assert_eq!(link.session, session);
@@ -90,7 +103,7 @@ impl Link {
     }
 
     /// A link that nobody has attached to yet.
-    pub(crate) fn new(session: SessionId) -> (watch::Sender<Option<mpsc::Sender<ToService>>>, Self) {
+    pub(crate) fn new(session: SessionId) -> (watch::Sender<Option<mpsc::Sender<Outgoing>>>, Self) {
         let (sender, receiver) = watch::channel(None);
         let answers = broadcast::channel(QUEUE).0;
         (sender, Self { session, sender: receiver, answers, making: Arc::new(Mutex::new(())) })
@@ -98,14 +111,19 @@ impl Link {
 
     /// Sends a message if a service is there.
     pub(crate) async fn send(&self, message: ToService) -> bool {
+        self.send_with(message, Vec::new()).await
+    }
+
+    /// The same, with descriptors beside it.
+    pub(crate) async fn send_with(&self, message: ToService, descriptors: Vec<OwnedFd>) -> bool {
         let sender = self.sender.borrow().clone();
         match sender {
-            Some(sender) => sender.send(message).await.is_ok(),
+            Some(sender) => sender.send(Outgoing { message, descriptors }).await.is_ok(),
             None => false,
         }
     }
 
-    async fn connected(&self) -> Option<mpsc::Sender<ToService>> {
+    async fn connected(&self) -> Option<mpsc::Sender<Outgoing>> {
         let mut senders = self.sender.clone();
         let sender = timeout(
             SERVICE_WITHIN,
@@ -123,7 +141,7 @@ impl Factory for Link {
         let sender = self.connected().await.ok_or_else(gone)?;
         let mut answers = self.answers.subscribe();
         sender
-            .send(ToService::MakeVm { session: self.session.clone(), generation })
+            .send(ToService::MakeVm { session: self.session.clone(), generation }.into())
             .await
             .map_err(|_| gone())?;
         let answer = async {
@@ -156,8 +174,8 @@ impl Connection {
     async fn run(
         mut self,
         stream: UnixStream,
-        queue: mpsc::Sender<ToService>,
-        outgoing: mpsc::Receiver<ToService>,
+        queue: mpsc::Sender<Outgoing>,
+        outgoing: mpsc::Receiver<Outgoing>,
     ) -> io::Result<()> {
         let (reader, mut writer) = stream.into_split();
         let mut lines = BufReader::new(reader);
@@ -205,18 +223,19 @@ impl Connection {
     }
 }
 
-async fn tell_changes(mut info: watch::Receiver<SessionInfo>, queue: mpsc::Sender<ToService>) {
+async fn tell_changes(mut info: watch::Receiver<SessionInfo>, queue: mpsc::Sender<Outgoing>) {
     while info.changed().await.is_ok() {
         let message = ToService::Changed(Box::new(info.borrow_and_update().clone()));
-        if queue.send(message).await.is_err() {
+        if queue.send(message.into()).await.is_err() {
             return;
         }
     }
 }
 
-async fn write(mut outgoing: mpsc::Receiver<ToService>, writer: &mut OwnedWriteHalf) -> io::Result<()> {
-    while let Some(message) = outgoing.recv().await {
-        writer.write_all(&line(&message)?).await?;
+async fn write(mut outgoing: mpsc::Receiver<Outgoing>, writer: &mut OwnedWriteHalf) -> io::Result<()> {
+    while let Some(Outgoing { message, descriptors }) = outgoing.recv().await {
+        let descriptors: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
+        send_with(writer, &line(&message)?, &descriptors).await?;
     }
     Ok(())
 }
@@ -243,9 +262,9 @@ async fn send_with(writer: &OwnedWriteHalf, bytes: &[u8], descriptors: &[Borrowe
     while sent < bytes.len() {
         stream.writable().await?;
         let attempt = stream.try_io(Interest::WRITABLE, || {
-            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DOORS_MAX))];
             let mut control = SendAncillaryBuffer::new(&mut space);
-            if sent == 0 {
+            if sent == 0 && !descriptors.is_empty() {
                 control.push(SendAncillaryMessage::ScmRights(descriptors));
             }
             Ok(sendmsg(stream, &[IoSlice::new(&bytes[sent..])], &mut control, SendFlags::NOSIGNAL)?)

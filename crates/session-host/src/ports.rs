@@ -7,10 +7,12 @@
 //!
 //! A door is bound before the engine may start who is behind it, so that a number which is taken is the client's error
 //! and not a container that nobody reaches. It stays while its container runs, over a suspend as well; over a boot if
-//! the engine is going to start the container again. Whoever knocks while the VM sleeps wakes it.
+//! the engine is going to start the container again. Whoever knocks while the VM sleeps wakes it, also while there is no
+//! host: the service then has the doors' sockets, and polls them.
 
 mod door;
 mod free;
+mod left;
 mod published;
 mod udp;
 mod wakes;
@@ -19,18 +21,22 @@ use std::collections::BTreeMap;
 use std::future::Future;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use dormouse_agent_proto::Target;
 use dormouse_docker_proxy::Refusal;
 use dormouse_mux::Agent;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, UdpSocket};
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 
 use self::free::FreePorts;
+use self::left::Left;
 use self::published::{Behind, Container, Door, Protocol};
 use self::wakes::Wakes;
 use crate::fetch;
@@ -48,6 +54,9 @@ const DOORS_MAX: usize = 1024;
 /// Longest answer of the engine that is read here, in bytes.
 const ANSWER_BYTES_MAX: usize = 16 * 1024 * 1024;
 
+/// How long a host may take to begin.
+const OWNER_WITHIN: Duration = Duration::from_secs(10);
+
 /// How long one comparison of the doors may take.
 const COMPARED_WITHIN: Duration = Duration::from_secs(30);
 
@@ -59,8 +68,9 @@ pub struct Ports {
 
 #[derive(Debug)]
 struct Shared {
+    left: Left,
     table: Mutex<Table>,
-    owner: OnceLock<Owner>,
+    owner: watch::Sender<Option<Owner>>,
     forwards: Arc<Semaphore>,
     /// A start is over, however it ended.
     start_over: Notify,
@@ -80,6 +90,8 @@ struct Table {
 /// A door that is open; closed when dropped.
 #[derive(Debug)]
 struct Open {
+    /// A duplicate, to be left behind.
+    socket: OwnedFd,
     behind: watch::Sender<Behind>,
     serving: JoinHandle<()>,
 }
@@ -88,6 +100,17 @@ impl Drop for Open {
     fn drop(&mut self) {
         self.serving.abort();
     }
+}
+
+/// Whose doors stay when a VM is gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Stays {
+    /// It was suspended, and comes back as it was.
+    Everybody,
+    /// The next one is booted, and its engine starts some again.
+    WhoeverRestarts,
+    /// The session is over.
+    Nobody,
 }
 
 /// A container that is being started: until this is dropped its doors stay, whatever the engine lists.
@@ -112,9 +135,18 @@ impl Drop for Starting {
 }
 
 impl Ports {
-    /// No doors. `seed` decides where the numbers begin that are given to who names none.
+    /// Who gives leases. Doors that an earlier host left are open a moment before there is one.
+    async fn owner(&self) -> Result<Owner, String> {
+        let mut owner = self.shared.owner.subscribe();
+        let owner = timeout(OWNER_WITHIN, owner.wait_for(Option::is_some)).await;
+        let owner = owner.ok().and_then(|owner| owner.ok()?.clone());
+        owner.ok_or_else(|| "the session has no owner".to_owned())
+    }
+
+    /// The doors that an earlier host left open, with the sockets of those that somebody kept. `seed` decides where the
+    /// numbers begin that are given to who names none.
     #[must_use]
-    pub fn new(seed: u64) -> Self {
+    pub fn load(folder: &Path, seed: u64, sockets: Vec<OwnedFd>) -> Self {
         let table = Table {
             doors: BTreeMap::new(),
             starting: BTreeMap::new(),
@@ -122,23 +154,43 @@ impl Ports {
             free: FreePorts::new(seed),
         };
         let shared = Shared {
+            left: Left::new(folder),
             table: Mutex::new(table),
-            owner: OnceLock::new(),
+            owner: watch::channel(None).0,
             forwards: Arc::new(Semaphore::new(FORWARDS_MAX)),
             start_over: Notify::new(),
             comparing: tokio::sync::Mutex::new(()),
         };
-        Self { shared: Arc::new(shared) }
+        let ports = Self { shared: Arc::new(shared) };
+        let left = ports.shared.left.read();
+        if !left.is_empty() {
+            ports.reopen(left, sockets);
+        }
+        ports
+    }
+
+    fn reopen(&self, left: Vec<(Door, Behind)>, sockets: Vec<OwnedFd>) {
+        let mut kept: BTreeMap<_, _> =
+            sockets.into_iter().filter_map(|socket| Some((door::of(&socket)?, socket))).collect();
+        let mut table = self.table();
+        for (door, behind) in left {
+            let socket = kept.remove(&door).map_or_else(|| door::open(door), Ok);
+            let opened = socket.and_then(|socket| self.open(&mut table, door, behind, socket));
+            if let Err(error) = opened {
+                tracing::warn!(%door, %error, "a published port can't be bound again");
+            }
+        }
+        self.shared.left.write(&table.doors);
     }
 
     /// Who gives leases to whoever knocks.
     pub(crate) fn set_owner(&self, owner: Owner) {
-        let _ = self.shared.owner.set(owner);
+        self.shared.owner.send_replace(Some(owner));
     }
 
-    /// Is any door open? A host with doors stays: nobody else would hear a knock.
-    pub(crate) fn is_open(&self) -> bool {
-        !self.table().doors.is_empty()
+    /// Duplicates of all doors' sockets, for whoever listens while there is no host.
+    pub(crate) fn duplicates(&self) -> Vec<OwnedFd> {
+        self.table().doors.values().filter_map(|open| open.socket.try_clone().ok()).collect()
     }
 
     /// A number of the session's own for a port that a client wants published, whatever its number.
@@ -172,7 +224,8 @@ impl Ports {
                 continue;
             }
             let name = behind.name.clone();
-            if let Err(error) = self.open(&mut table, door, behind) {
+            let opened = door::open(door).and_then(|socket| self.open(&mut table, door, behind, socket));
+            if let Err(error) = opened {
                 table.doors.retain(|door, _| before.contains(door));
                 return Err(refusal(&name, door, &error));
             }
@@ -216,37 +269,48 @@ impl Ports {
             wanted.contains_key(door) || starting.contains_key(&open.behind.borrow().id)
         });
         for (door, behind) in wanted {
+            let socket = || door::open(door);
             if let Some(open) = table.doors.get(&door) {
                 open.behind.send_if_modified(|before| {
                     let changed = *before != behind;
                     *before = behind;
                     changed
                 });
-            } else if let Err(error) = self.open(&mut table, door, behind) {
+            } else if let Err(error) = socket().and_then(|socket| self.open(&mut table, door, behind, socket))
+            {
                 tracing::warn!(%door, %error, "a published port can't be bound on the host");
             }
         }
     }
 
-    /// The VM is gone. What was suspended comes back as it was; else only who the engine starts again.
-    pub(crate) fn vm_gone(&self, suspended: bool) {
-        if !suspended {
-            self.table().doors.retain(|_, open| open.behind.borrow().restarts);
-        }
+    /// The VM is gone.
+    pub(crate) fn vm_gone(&self, stays: Stays) {
+        let mut table = self.table();
+        table.doors.retain(|_, open| match stays {
+            Stays::Everybody => true,
+            Stays::WhoeverRestarts => open.behind.borrow().restarts,
+            Stays::Nobody => false,
+        });
+        self.shared.left.write(&table.doors);
     }
 
-    fn open(&self, table: &mut Table, door: Door, behind: Behind) -> io::Result<()> {
+    fn open(&self, table: &mut Table, door: Door, behind: Behind, socket: OwnedFd) -> io::Result<()> {
         if table.doors.len() >= DOORS_MAX {
             return Err(io::Error::other("too many published ports"));
         }
+        let duplicate = socket.try_clone()?;
         let (sender, behind) = watch::channel(behind);
         let serving = match door.protocol {
             Protocol::Tcp => {
-                tokio::spawn(door::serve(door::listen(door.address)?, self.clone(), door, behind))
+                let listener = TcpListener::from_std(socket.into())?;
+                tokio::spawn(door::serve(listener, self.clone(), door, behind))
             }
-            Protocol::Udp => tokio::spawn(udp::serve(door::bind(door.address)?, self.clone(), door, behind)),
+            Protocol::Udp => {
+                let socket = UdpSocket::from_std(socket.into())?;
+                tokio::spawn(udp::serve(socket, self.clone(), door, behind))
+            }
         };
-        table.doors.insert(door, Open { behind: sender, serving });
+        table.doors.insert(door, Open { socket: duplicate, behind: sender, serving });
         Ok(())
     }
 

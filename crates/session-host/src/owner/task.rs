@@ -7,7 +7,7 @@ use std::time::Duration;
 use dormouse_api::{ChangeSettings, Fact, HistoryEntry, SessionEvent, SessionInfo, SleepAnswer};
 use dormouse_lifecycle::{
     Action, Actions, Ask, Config, Durable, EndReason, Event, Generation, LeaseId, PhaseName, Record, Refusal,
-    RequestId, Session, SleepHow, SleepOutcome, StartHow,
+    RequestId, Session, SleepHow, SleepOutcome, StartHow, TerminationReason,
 };
 use dormouse_mux::Agent;
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
@@ -19,6 +19,7 @@ use crate::hooks::{self, Hooks, Job, Reply, Verdict};
 use crate::journal::Journal;
 use crate::lease::Refused;
 use crate::machine::Machines;
+use crate::ports::Stays;
 use crate::state;
 use crate::trace::SharedTrace;
 use crate::view;
@@ -464,8 +465,13 @@ impl<M: Machines> Task<M> {
             self.facts.face.asleep.seal(generation.0);
         }
         match record {
-            Record::Slept { how, .. } => self.facts.face.ports.vm_gone(*how == SleepHow::Suspend),
-            Record::Crashed { .. } => self.facts.face.ports.vm_gone(false),
+            Record::Slept { how: SleepHow::Suspend, .. } => self.facts.face.ports.vm_gone(Stays::Everybody),
+            Record::Slept { .. } | Record::Crashed { .. } => {
+                self.facts.face.ports.vm_gone(Stays::WhoeverRestarts);
+            }
+            Record::Terminated { termination, .. } if termination.reason != TerminationReason::Crashed => {
+                self.facts.face.ports.vm_gone(Stays::Nobody);
+            }
             _ => {}
         }
         if let Record::Opened { incarnation } = record {

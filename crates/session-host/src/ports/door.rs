@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,12 +16,12 @@ use dormouse_mux::{Stream, both_ways};
 use rustix::net::sockopt::{set_ipv6_v6only, set_socket_reuseaddr};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, ipproto, socket_with};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpListener, TcpStream, UdpSocket};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 
 use super::Ports;
-use super::published::{Behind, Door};
+use super::published::{Behind, Door, Protocol};
 use crate::owner::{Claimant, HeldLease};
 
 /// Connections that may wait to be accepted.
@@ -33,23 +34,32 @@ const KNOCK_EVERY: Duration = Duration::from_millis(200);
 /// A connection that carried nothing for so long keeps nothing awake any more.
 const QUIET_AFTER: Duration = Duration::from_secs(60);
 
-/// A listening socket of exactly this address.
-pub(super) fn listen(address: SocketAddr) -> io::Result<TcpListener> {
-    let socket = socket(address, SocketType::STREAM)?;
-    set_socket_reuseaddr(&socket, true)?;
-    rustix::net::bind(&socket, &address)?;
-    rustix::net::listen(&socket, BACKLOG)?;
-    TcpListener::from_std(socket.into())
+/// A socket of exactly this address; a listening one where there are connections.
+pub(super) fn open(door: Door) -> io::Result<OwnedFd> {
+    let kind = if door.protocol == Protocol::Tcp { SocketType::STREAM } else { SocketType::DGRAM };
+    let socket = socket(door.address, kind)?;
+    if door.protocol == Protocol::Tcp {
+        set_socket_reuseaddr(&socket, true)?;
+    }
+    rustix::net::bind(&socket, &door.address)?;
+    if door.protocol == Protocol::Tcp {
+        rustix::net::listen(&socket, BACKLOG)?;
+    }
+    Ok(socket)
 }
 
-/// A socket for datagrams to exactly this address.
-pub(super) fn bind(address: SocketAddr) -> io::Result<UdpSocket> {
-    let socket = socket(address, SocketType::DGRAM)?;
-    rustix::net::bind(&socket, &address)?;
-    UdpSocket::from_std(socket.into())
+/// The door that a socket is; `None` if it is none.
+pub(super) fn of(socket: &OwnedFd) -> Option<Door> {
+    let address = SocketAddr::try_from(rustix::net::getsockname(socket).ok()?).ok()?;
+    let protocol = match rustix::net::sockopt::socket_type(socket).ok()? {
+        SocketType::STREAM => Protocol::Tcp,
+        SocketType::DGRAM => Protocol::Udp,
+        _ => return None,
+    };
+    Some(Door { protocol, address })
 }
 
-fn socket(address: SocketAddr, kind: SocketType) -> io::Result<std::os::fd::OwnedFd> {
+fn socket(address: SocketAddr, kind: SocketType) -> io::Result<OwnedFd> {
     let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
     let protocol = if kind == SocketType::STREAM { ipproto::TCP } else { ipproto::UDP };
     let socket = socket_with(family, kind, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, Some(protocol))?;
@@ -112,7 +122,7 @@ pub(super) async fn enter(
     behind: &watch::Receiver<Behind>,
     target: impl Fn(String) -> Target,
 ) -> Result<(HeldLease, Stream), String> {
-    let owner = ports.shared.owner.get().ok_or("the session has no owner yet")?;
+    let owner = ports.owner().await?;
     let asleep = owner.info().borrow().vm.phase == Phase::Absent;
     if asleep && !ports.may_wake(source.ip()) {
         return Err("its source woke the VM too often".to_owned());
@@ -155,15 +165,15 @@ async fn hold_while_busy(lease: HeldLease, ports: &Ports, bytes: Arc<AtomicU64>)
         }
         seen = now;
     }
-    let weak = match ports.shared.owner.get() {
-        Some(owner) => {
+    let weak = match ports.owner().await {
+        Ok(owner) => {
             let reason = "a connection on which nothing is said".to_owned();
             let policy = Policy::ExistingOnly;
             let claimant =
                 Claimant { kind: HoldKind::Connection, policy, owner: "a published port".to_owned(), reason };
             owner.lease(claimant).await.ok()
         }
-        None => None,
+        Err(_) => None,
     };
     drop(lease);
     std::future::pending::<()>().await;

@@ -25,6 +25,11 @@ impl Engine {
         self
     }
 
+    fn stopped(mut self) -> Self {
+        self.running = false;
+        self
+    }
+
     async fn dial(self) -> io::Result<DuplexStream> {
         let (ours, mut theirs) = duplex(4096);
         tokio::spawn(async move {
@@ -75,6 +80,15 @@ impl Engine {
     }
 }
 
+/// No doors, and no folder to leave any in.
+pub(crate) fn new() -> Ports {
+    Ports::load(Path::new("/nowhere"), 1, Vec::new())
+}
+
+fn is_open(ports: &Ports) -> bool {
+    !ports.duplicates().is_empty()
+}
+
 /// A number that was free a moment ago.
 pub(crate) fn free() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
@@ -98,7 +112,7 @@ async fn closes(port: u16) {
 
 #[tokio::test]
 async fn a_door_is_bound_before_its_container_starts_and_closed_when_it_stops() {
-    let (ports, engine) = (Ports::new(1), Engine::tcp(free()));
+    let (ports, engine) = (new(), Engine::tcp(free()));
     let starting = engine.starts(&ports).await.unwrap().unwrap();
     assert!(is_bound("127.0.0.1", engine.port));
     engine.compared(&ports).await;
@@ -106,15 +120,15 @@ async fn a_door_is_bound_before_its_container_starts_and_closed_when_it_stops() 
     engine.clone().running().compared(&ports).await;
     drop(starting);
     engine.clone().running().compared(&ports).await;
-    assert!(is_bound("127.0.0.1", engine.port) && ports.is_open());
+    assert!(is_bound("127.0.0.1", engine.port) && is_open(&ports));
     engine.compared(&ports).await;
     closes(engine.port).await;
-    assert!(!ports.is_open());
+    assert!(!is_open(&ports));
 }
 
 #[tokio::test]
 async fn a_start_that_fails_leaves_no_door() {
-    let (ports, engine) = (Ports::new(1), Engine::tcp(free()));
+    let (ports, engine) = (new(), Engine::tcp(free()));
     drop(engine.starts(&ports).await.unwrap());
     engine.compared(&ports).await;
     closes(engine.port).await;
@@ -123,7 +137,7 @@ async fn a_start_that_fails_leaves_no_door() {
 #[tokio::test]
 async fn a_number_that_is_taken_is_dockers_own_error() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
-    let (ports, engine) = (Ports::new(1), Engine::tcp(taken.local_addr().unwrap().port()));
+    let (ports, engine) = (new(), Engine::tcp(taken.local_addr().unwrap().port()));
     let refusal = engine.starts(&ports).await.unwrap_err();
     assert_eq!(
         refusal.message,
@@ -134,13 +148,13 @@ async fn a_number_that_is_taken_is_dockers_own_error() {
         )
     );
     assert_eq!(refusal.status, 500);
-    assert!(!ports.is_open());
+    assert!(!is_open(&ports));
 }
 
 #[tokio::test]
 async fn an_address_that_this_host_has_not_is_dockers_own_error() {
     let engine = Engine { address: "192.0.2.1", ..Engine::tcp(free()) };
-    let refusal = engine.starts(&Ports::new(1)).await.unwrap_err();
+    let refusal = engine.starts(&new()).await.unwrap_err();
     assert!(refusal.message.ends_with("bind: cannot assign requested address"), "{}", refusal.message);
 }
 
@@ -157,7 +171,7 @@ fn a_number_that_is_roots_comes_with_a_hint() {
 
 #[tokio::test]
 async fn what_others_start_is_published_as_well_and_no_wider_than_asked() {
-    let (ports, engine) = (Ports::new(1), Engine::tcp(free()).running());
+    let (ports, engine) = (new(), Engine::tcp(free()).running());
     engine.compared(&ports).await;
     assert!(is_bound("127.0.0.1", engine.port) && !is_bound("127.0.0.2", engine.port));
     let wide = Engine { address: "0.0.0.0", ..Engine::tcp(free()).running() };
@@ -169,24 +183,63 @@ async fn what_others_start_is_published_as_well_and_no_wider_than_asked() {
 #[tokio::test]
 async fn a_udp_port_is_bound_as_one() {
     let number = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let (ports, engine) = (Ports::new(1), Engine { protocol: "udp", ..Engine::tcp(number) });
+    let (ports, engine) = (new(), Engine { protocol: "udp", ..Engine::tcp(number) });
     let _starting = engine.starts(&ports).await.unwrap().unwrap();
     assert!(UdpSocket::bind(("127.0.0.1", number)).is_err() && !is_bound("127.0.0.1", number));
 }
 
 #[tokio::test]
 async fn a_door_outlives_its_vm_if_its_container_comes_back() {
-    for (policy, suspended, stays) in [("no", true, true), ("no", false, false), ("always", false, true)] {
-        let (ports, engine) = (Ports::new(1), Engine { policy, ..Engine::tcp(free()).running() });
+    for (policy, who, stays) in [
+        ("no", Stays::Everybody, true),
+        ("no", Stays::WhoeverRestarts, false),
+        ("always", Stays::WhoeverRestarts, true),
+        ("always", Stays::Nobody, false),
+    ] {
+        let (ports, engine) = (new(), Engine { policy, ..Engine::tcp(free()).running() });
         engine.compared(&ports).await;
-        ports.vm_gone(suspended);
-        assert_eq!(ports.is_open(), stays, "{policy} {suspended}");
+        ports.vm_gone(who);
+        assert_eq!(is_open(&ports), stays, "{policy} {who:?}");
     }
 }
 
 #[tokio::test]
 async fn a_container_that_is_not_there_is_the_engines_to_refuse() {
     let mut engine = Engine::tcp(free()).dial().await.unwrap();
-    let starting = Ports::new(1).start(&mut engine, "nobody").await;
+    let starting = new().start(&mut engine, "nobody").await;
     assert!(matches!(starting, Ok(None)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_next_host_takes_over_the_sockets_and_hears_who_knocked_meanwhile() {
+    let folder = tempfile::tempdir().unwrap();
+    let (ports, engine) = (Ports::load(folder.path(), 1, Vec::new()), Engine::tcp(free()).running());
+    engine.compared(&ports).await;
+    ports.vm_gone(Stays::Everybody);
+    let kept = ports.duplicates();
+    drop(ports);
+    let mut knock = tokio::net::TcpStream::connect(("127.0.0.1", engine.port)).await.unwrap();
+    let next = Ports::load(folder.path(), 1, kept);
+    assert!(is_open(&next) && is_bound("127.0.0.1", engine.port));
+    // Nobody comes to give it a lease: so it is heard, and in the end turned away.
+    let begun = Instant::now();
+    assert!(matches!(knock.read(&mut [0]).await, Ok(0) | Err(_)));
+    assert!(begun.elapsed() >= OWNER_WITHIN, "{:?}", begun.elapsed());
+}
+
+#[tokio::test]
+async fn sockets_that_nobody_kept_are_bound_again_and_what_is_not_wanted_is_closed() {
+    let folder = tempfile::tempdir().unwrap();
+    let (ports, engine) = (Ports::load(folder.path(), 1, Vec::new()), Engine::tcp(free()).running());
+    engine.compared(&ports).await;
+    ports.vm_gone(Stays::Everybody);
+    engine.clone().stopped().compared(&ports).await;
+    closes(engine.port).await;
+    let stranger = TcpListener::bind("127.0.0.1:0").unwrap();
+    let number = stranger.local_addr().unwrap().port();
+    let next = Ports::load(folder.path(), 1, vec![stranger.into()]);
+    assert!(is_bound("127.0.0.1", engine.port) && !is_bound("127.0.0.1", number));
+    engine.clone().stopped().compared(&next).await;
+    next.vm_gone(Stays::WhoeverRestarts);
+    assert!(!folder.path().join("doors.json").exists());
 }

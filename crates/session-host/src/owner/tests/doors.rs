@@ -8,13 +8,13 @@ use tokio::time::timeout;
 
 use super::stage::{Call, Stage};
 use crate::ports::Ports;
-use crate::ports::tests::{Engine, free};
+use crate::ports::tests::{Engine, free, new};
 
 /// For hangs only: this runs on the real clock, because sockets do.
 const WITHIN: Duration = Duration::from_secs(30);
 
 async fn published(stage: &Stage, engine: &Engine) -> Ports {
-    let ports = Ports::new(1);
+    let ports = new();
     ports.set_owner(stage.owner.clone());
     engine.compared(&ports).await;
     ports
@@ -106,4 +106,19 @@ async fn a_source_that_knocks_again_and_again_wakes_the_vm_only_so_often() {
         }
     }
     assert!((1..20).contains(&woken), "{woken}");
+}
+
+#[tokio::test]
+async fn who_knocks_before_the_host_has_begun_is_served() {
+    let (mut stage, engine) = (Stage::new(), Engine::tcp(free()).running());
+    let ports = new();
+    engine.compared(&ports).await;
+    let mut client = TcpStream::connect(("127.0.0.1", engine.port)).await.unwrap();
+    client.shutdown().await.unwrap();
+    tokio::task::yield_now().await;
+    ports.set_owner(stage.owner.clone());
+    let _guest = wakes(&mut stage).await;
+    let mut answer = String::new();
+    timeout(WITHIN, client.read_to_string(&mut answer)).await.expect("no answer").unwrap();
+    assert_eq!(answer, "172.17.0.2:80 ");
 }

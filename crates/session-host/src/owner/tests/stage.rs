@@ -310,7 +310,7 @@ pub(super) fn facts(folder: &std::path::Path) -> Facts {
         network: dormouse_api::NetworkKind::None,
         reopen_after_terminate: true,
     };
-    let face = Face::load(folder, &settings);
+    let face = Face::load(folder, &settings, Vec::new());
     Facts { settings, session_dir: folder.to_owned(), runtime_dir: folder.to_owned(), face }
 }
 

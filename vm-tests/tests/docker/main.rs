@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use dormouse_api::{Phase, SessionInfo};
+use dormouse_api::{CreateSession, IdleTimeout, Phase, RunningContainers, SessionInfo};
 use dormouse_vm_tests::stage::{Stage, fall_asleep, host_of, inspect};
 use dormouse_vm_tests::{figure, project};
 use rustix::process::{Signal, kill_process};
@@ -63,6 +63,17 @@ async fn docker_clients_can_not_tell_a_session_from_an_engine_but_that_it_sleeps
     ensure!(info.vm.start_count == asleep.vm.start_count + 1, "{:?}", info.vm);
     events.heard("after").await?;
     Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_knock_at_a_published_port_wakes_a_session_that_nobody_hosts() -> Result<()> {
+    let stage = Stage::new()?;
+    let mut wish = CreateSession::named("default".parse()?);
+    wish.idle_timeout = IdleTimeout::Seconds(3600);
+    wish.running = RunningContainers::Suspend;
+    let session = stage.make(&wish).await?;
+    stage.load_busybox(&session).await?;
+    ports::a_knock_wakes_whoever_is_behind_the_door(&stage, &session).await
 }
 
 async fn host_paths_are_refused_and_the_engines_socket_is_there(

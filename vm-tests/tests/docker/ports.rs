@@ -2,14 +2,15 @@
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use dormouse_api::SessionInfo;
-use dormouse_vm_tests::stage::Stage;
+use dormouse_vm_tests::figure;
+use dormouse_vm_tests::stage::{STATE_WITHIN, Stage, fall_asleep, host_of, inspect};
 
-/// Longest wait for a byte.
-const BYTE_WITHIN: Duration = Duration::from_secs(60);
+/// Longest wait for a byte, which may have to wake a VM first.
+const BYTE_WITHIN: Duration = Duration::from_secs(300);
 
 const SERVER: &str = "echo served > /index.html; exec httpd -f -p 80 -h /";
 
@@ -31,6 +32,37 @@ fn free() -> Result<u16> {
 
 fn is_open(address: SocketAddr) -> bool {
     TcpStream::connect_timeout(&address, BYTE_WITHIN).is_ok()
+}
+
+/// Its container was running when it fell asleep, and its host has left.
+pub(crate) async fn a_knock_wakes_whoever_is_behind_the_door(
+    stage: &Stage,
+    session: &SessionInfo,
+) -> Result<()> {
+    server(stage, session, "web", "80").await?;
+    let told = stage.succeed(session, &["port", "web", "80/tcp"]).await?;
+    let number = told.lines().next().and_then(|line| line.rsplit_once(':')).context("no port")?.1.trim();
+    fall_asleep(session).await?;
+    let before = inspect(session).await?;
+    let left = async {
+        while host_of(session).is_ok() {
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+    };
+    tokio::time::timeout(STATE_WITHIN, left).await.context("its host never leaves")?;
+    let address = format!("127.0.0.1:{number}");
+    let begun = Instant::now();
+    let page = tokio::task::spawn_blocking(move || fetch(&address)).await?;
+    let page = page.with_context(|| stage.logs(session))?;
+    figure("a knock at a sleeping session without a host is answered", begun.elapsed());
+    ensure!(page.ends_with("served\n"), "{page}");
+    let after = inspect(session).await?;
+    ensure!(
+        after.vm.generation == before.vm.generation + 1 && after.incarnation == before.incarnation,
+        "{after:?}"
+    );
+    stage.succeed(session, &["rm", "--force", "web"]).await?;
+    Ok(())
 }
 
 async fn server(stage: &Stage, session: &SessionInfo, name: &str, publish: &str) -> Result<String> {

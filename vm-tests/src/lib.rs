@@ -49,6 +49,10 @@ pub fn project() -> &'static Path {
 #[derive(Debug)]
 pub struct Home {
     folder: tempfile::TempDir,
+    /// What is behind the network cards of VMs that are booted from now on.
+    pub network: NetworkKind,
+    /// How long their guests stand being without a host.
+    pub lonely_after: Option<Duration>,
 }
 
 /// A VM whose guest answers.
@@ -73,7 +77,15 @@ impl Home {
     pub fn new() -> Result<Self> {
         let folder = tempfile::Builder::new().prefix("dorm").tempdir()?;
         create_data_disk(&folder.path().join("data.raw"), 4 << 30)?;
-        Ok(Self { folder })
+        Ok(Self { folder, network: NetworkKind::None, lonely_after: None })
+    }
+
+    /// Makes the data disk larger; no VM may be up.
+    ///
+    /// # Errors
+    /// When it can't be.
+    pub fn grow_disk(&self, bytes: u64) -> Result<()> {
+        Ok(dormouse_vm::grow_data_disk(&self.folder.path().join("data.raw"), bytes)?)
     }
 
     /// Boots a VM of this generation, and waits for its agent.
@@ -84,8 +96,13 @@ impl Home {
         let image = ImageStore::new(images()).newest()?;
         let cache_dir = self.folder.path().join("cache");
         std::fs::create_dir_all(&cache_dir)?;
-        let options =
-            ProbeOptions { qemu: None, passt: None, frame_filter: None, cache_dir, kvm: KvmPolicy::Never };
+        let options = ProbeOptions {
+            qemu: None,
+            passt: None,
+            frame_filter: Some(stage::program("dorm-frames")),
+            cache_dir,
+            kvm: KvmPolicy::Never,
+        };
         let qemu = Qemu::probe(&options).await?;
         let config = VmConfig {
             session: "test".to_owned(),
@@ -101,11 +118,12 @@ impl Home {
             memory_file: self.folder.path().join("memory"),
             memory_mib: 1024,
             cpus: 2,
-            network: NetworkKind::None,
+            network: self.network,
             runtime_dir: self.folder.path().to_owned(),
             start: Start::Cold,
             owner: None,
             niceness: 0,
+            lonely_after: self.lonely_after,
         };
         let spawned = spawn(&config, &qemu).await?;
         let connected = Vm::connect(spawned.record.clone(), self.folder.path()).await?;

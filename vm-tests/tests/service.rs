@@ -289,3 +289,43 @@ async fn a_removed_session_leaves_nothing_and_its_sockets_are_gone() -> Result<(
     // The service alone.
     eventually("the host is gone", || Ok(stage.processes()?.len() == 1)).await
 }
+
+#[tokio::test]
+async fn an_ephemeral_sessions_vm_has_its_disk_and_its_memory_in_memory_without_a_name() -> Result<()> {
+    let images = tempfile::tempdir()?;
+    let stage = stage(images.path())?;
+    let mut wish = wish()?;
+    wish.ephemeral = true;
+    wish.boot_timeout_seconds = Some(60);
+    wish.storage = Some(stage.home().join("store"));
+    let refusal = stage.make(&wish).await.err().context("it has a use for storage")?;
+    ensure!(refusal.to_string().contains("has no use for storage"), "{refusal}");
+    wish.storage = None;
+    let session = stage.make(&wish).await?;
+    let mut client = starting(&stage, &session).await?;
+    let qemu = qemu_of(&stage, &session)?.as_raw_nonzero();
+
+    // The names that QEMU's files have now, or had.
+    let mut names = Vec::new();
+    for entry in fs::read_dir(format!("/proc/{qemu}/fd"))? {
+        names.push(fs::read_link(entry?.path())?.to_string_lossy().into_owned());
+    }
+    ensure!(names.iter().any(|name| name.contains("memfd:dormouse-data")), "{names:?}");
+    let maps = fs::read_to_string(format!("/proc/{qemu}/maps"))?;
+    let memory: Vec<_> = maps.lines().filter(|line| line.contains(session.id.as_str())).collect();
+    ensure!(!memory.is_empty(), "the guest's memory is nowhere: {maps}");
+    ensure!(
+        memory.iter().all(|line| line.contains("/dev/shm/") && line.ends_with("(deleted)")),
+        "{memory:?}"
+    );
+    let stored = fs::read_dir(&session.storage.path)?.map(|entry| Ok(entry?.file_name()));
+    let stored = stored.collect::<Result<Vec<_>>>()?;
+    ensure!(!stored.iter().any(|name| name == "data.raw" || name == "memory"), "{stored:?}");
+
+    stage.service().call::<_, ()>(http::Method::DELETE, "/v1/sessions/a", &()).await?;
+    ensure!(!client.wait()?.success());
+    let left = fs::read_dir("/dev/shm")?.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
+    let left = left.collect::<Result<Vec<_>>>()?;
+    ensure!(!left.iter().any(|name| name.contains(session.id.as_str())), "{left:?}");
+    Ok(())
+}

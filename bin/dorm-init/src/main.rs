@@ -18,6 +18,7 @@
 //! | `dorm.ip4=ADDRESS/LENGTH`, `dorm.gw4=ADDRESS` | `eth0`'s address and the way out |
 //! | `dorm.ip6=ADDRESS/LENGTH`, `dorm.gw6=ADDRESS` | the same for IPv6 |
 //! | `dorm.dns=ADDRESS[,ADDRESS...]` | name servers |
+//! | `dorm.lonely=SECONDS` | so long without a host, and the guest powers off; ten minutes unless it is given |
 
 mod agent;
 mod console;

@@ -13,6 +13,8 @@ pub(crate) struct Parameters {
     pub(crate) address6: Option<(Ipv6Addr, u8)>,
     pub(crate) gateway6: Option<Ipv6Addr>,
     pub(crate) name_servers: Vec<IpAddr>,
+    /// In seconds.
+    pub(crate) lonely: Option<u64>,
 }
 
 impl Parameters {
@@ -37,6 +39,7 @@ impl Parameters {
             "gw4" => self.gateway4 = Some(value.parse()?),
             "ip6" => self.address6 = Some(with_length(value, 128)?),
             "gw6" => self.gateway6 = Some(value.parse()?),
+            "lonely" => self.lonely = Some(value.parse()?),
             "dns" => self.name_servers = value.split(',').map(str::parse).collect::<Result<_, _>>()?,
             _ => bail!("there is no such parameter"),
         }
@@ -62,12 +65,13 @@ mod tests {
 
     #[test]
     fn our_parameters_are_found_among_the_kernels() {
-        let line = "console=ttyS0 quiet dorm.hostname=work dorm.ip4=10.0.2.15/24 dorm.gw4=10.0.2.2 dorm.dns=10.0.2.3,fd00::1\n";
+        let line = "console=ttyS0 quiet dorm.hostname=work dorm.ip4=10.0.2.15/24 dorm.gw4=10.0.2.2 dorm.dns=10.0.2.3,fd00::1 dorm.lonely=5\n";
         let parameters = Parameters::parse(line).unwrap();
         assert_eq!(parameters.hostname.as_deref(), Some("work"));
         assert_eq!(parameters.address4, Some(([10, 0, 2, 15].into(), 24)));
         assert_eq!(parameters.name_servers.len(), 2);
         assert_eq!(parameters.address6, None);
+        assert_eq!(parameters.lonely, Some(5));
     }
 
     #[test]
@@ -77,6 +81,7 @@ mod tests {
             "dorm.ip4=10.0.2.15/33",
             "dorm.gw6=10.0.2.2",
             "dorm.dns=",
+            "dorm.lonely=soon",
             "dorm.colour=red",
         ] {
             assert!(Parameters::parse(line).is_err(), "{line}");

@@ -62,9 +62,10 @@ async fn serve() -> Result<()> {
     if let Some(engine) = &engine {
         tokio::spawn(forward(engine.state(), engine_state, steps));
     }
+    let limit = parameters.lonely.map_or(LONELY_AFTER, Duration::from_secs);
     tokio::select! {
         _ = power_offs.recv() => console::say("powering off: asked to"),
-        () = lonely(seen) => console::say("powering off: no host for ten minutes"),
+        () = lonely(seen, limit) => console::say(&format!("powering off: no host for {} s", limit.as_secs())),
     }
     if let Some(engine) = engine {
         engine.stop().await;
@@ -101,10 +102,12 @@ fn boot() -> Result<Boot> {
 }
 
 /// Ends when no host has been there for too long.
-async fn lonely(seen: watch::Receiver<u64>) {
-    let limit = u64::try_from(LONELY_AFTER.as_nanos()).unwrap_or(u64::MAX);
+async fn lonely(seen: watch::Receiver<u64>, limit: Duration) {
+    let limit = u64::try_from(limit.as_nanos()).unwrap_or(u64::MAX);
+    // Until now the guest had something else to do than to look for a host.
+    let begin = uptime_nanos();
     loop {
-        let alone = uptime_nanos().saturating_sub(*seen.borrow());
+        let alone = uptime_nanos().saturating_sub(begin.max(*seen.borrow()));
         if alone >= limit {
             return;
         }

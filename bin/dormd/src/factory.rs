@@ -2,6 +2,7 @@
 //! and what a VM is made from the session's store tells.
 //!
 //! ```text
+//! ephemeral ──► from the kernel up, in memory
 //! sealed store ─── fits ──► woken from its snapshot
 //!    │ doesn't fit: void
 //!    ▼
@@ -12,6 +13,7 @@
 //! ```
 
 mod template;
+mod volatile;
 
 use std::path::PathBuf;
 
@@ -26,6 +28,7 @@ use tokio::sync::{Mutex, OnceCell};
 use tokio_util::sync::CancellationToken;
 
 pub(crate) use self::template::{Shape, api_error};
+use self::volatile::Volatile;
 use crate::settings::Settings;
 
 /// The environment variable that names another folder of templates than the cache's.
@@ -111,7 +114,12 @@ impl Factory {
             qemu: qemu.clone(),
             notes: Vec::new(),
         };
-        let (config, notes) = tokio::task::spawn_blocking(move || plan.carry_out()).await??;
+        // Kept until QEMU has opened what is in it.
+        let volatile = settings.ephemeral.then(|| Volatile::new(settings, generation)).transpose()?;
+        let (mut config, notes) = tokio::task::spawn_blocking(move || plan.carry_out()).await??;
+        if let Some(volatile) = &volatile {
+            volatile.put_into(&mut config);
+        }
         let mut spawned = spawn(&config, qemu).await?;
         // Reaped here as its parent; why it ended is for the session's host to tell.
         tokio::spawn(async move {
@@ -137,6 +145,10 @@ struct Plan {
 impl Plan {
     /// Prepares the store, and says what to make of it. Blocks.
     fn carry_out(mut self) -> Result<(VmConfig, Vec<String>)> {
+        if self.settings.ephemeral {
+            // It has no store, so there is nothing to wake and nowhere to copy to.
+            return Ok((self.config(&self.images.newest()?), self.notes));
+        }
         let config = match self.snapshot()? {
             Some(config) => config,
             None => {
@@ -207,6 +219,7 @@ impl Plan {
             start: Start::Cold,
             owner: None,
             niceness: 0,
+            lonely_after: None,
         }
     }
 }

@@ -85,9 +85,13 @@ impl Table {
             }
             match Settings::read(&folder) {
                 Ok(settings) => {
-                    let store = storage::lock(&settings.storage);
-                    let store = store.inspect_err(|error| tracing::error!(%error, "a store can't be locked"));
-                    table.insert(settings, store.ok())?;
+                    let store = match settings.ephemeral {
+                        true => None,
+                        false => storage::lock(&settings.storage)
+                            .inspect_err(|error| tracing::error!(%error, "a store can't be locked"))
+                            .ok(),
+                    };
+                    table.insert(settings, store)?;
                 }
                 Err(error) => {
                     tracing::error!(folder = %folder.display(), %error, "a session's record can't be read")
@@ -220,6 +224,12 @@ impl Table {
             }
             None => folder.clone(),
         };
+        if wish.ephemeral && wish.storage.is_some() {
+            let message = "an ephemeral session keeps its data in memory and has no use for storage";
+            return Err(
+                ApiError::new(ErrorCode::Invalid, message).hint("leave --storage or --ephemeral away")
+            );
+        }
         let used_by = |row: &Row| row.settings.storage == path;
         if let Some(other) = self.rows().values().find(|row| used_by(row)) {
             let message = format!(
@@ -238,7 +248,7 @@ impl Table {
             self.discard(&settings);
             return Err(taken());
         }
-        self.insert(settings, Some(store)).map_err(internal)?;
+        self.insert(settings, store).map_err(internal)?;
         self.listening(Some(&wish.name)).await;
         let info = self.get(&wish.name)?;
         if let Err(refusal) = self.ask_hooks(&info).await {
@@ -386,11 +396,14 @@ impl Table {
 
 /// Makes the folder and the store of a session: beside the folder's place, in `half`, so that a service that is killed
 /// leaves no half of a session.
-fn build(settings: &Settings, folder: &Path, half: &Path) -> Result<storage::Lock, ApiError> {
+fn build(settings: &Settings, folder: &Path, half: &Path) -> Result<Option<storage::Lock>, ApiError> {
     DirBuilder::new().recursive(true).mode(0o700).create(half).map_err(internal)?;
-    let store = if settings.storage == folder { half } else { &settings.storage };
-    storage::make(store, settings.storage_bytes)?;
-    let store = storage::lock(store)?;
+    let mut store = None;
+    if !settings.ephemeral {
+        let place = if settings.storage == folder { half } else { &settings.storage };
+        storage::make(place, settings.storage_bytes)?;
+        store = Some(storage::lock(place)?);
+    }
     settings.write(half).map_err(internal)?;
     fs::rename(half, folder).map_err(internal)?;
     Ok(store)

@@ -34,6 +34,8 @@ pub struct VmConfig {
     pub owner: Option<Owner>,
     /// How much it yields to whatever else runs, see nice(2); 0 for as little as its maker does.
     pub niceness: i32,
+    /// So long without a host, and the guest ends itself; its own ten minutes when absent.
+    pub lonely_after: Option<std::time::Duration>,
 }
 
 /// The files of a guest image.

@@ -21,6 +21,9 @@ pub fn kernel_command_line(config: &VmConfig, acceleration: &Acceleration) -> St
     }
     line.push_str(" dorm.hostname=");
     line.push_str(&config.hostname);
+    if let Some(lonely) = config.lonely_after {
+        line.push_str(&format!(" dorm.lonely={}", lonely.as_secs()));
+    }
     if config.network != NetworkKind::None {
         line.push_str(&format!(
             " dorm.ip4={GUEST_V4} dorm.gw4={GATEWAY_V4} dorm.ip6={GUEST_V6} dorm.gw6={GATEWAY_V6} dorm.dns={DNS_V4}"

@@ -87,6 +87,7 @@ impl Factory {
             start: Start::Cold,
             owner: None,
             niceness: NICENESS,
+            lonely_after: None,
         };
         if let Some(template) = templates.find(&SnapshotKey::of(&config, qemu))? {
             return Ok(template);

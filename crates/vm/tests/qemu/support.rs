@@ -67,6 +67,7 @@ impl Bench {
             start: Start::Cold,
             owner: None,
             niceness: 0,
+            lonely_after: None,
         }
     }
 

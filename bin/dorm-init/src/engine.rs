@@ -130,11 +130,15 @@ async fn live(state: &watch::Sender<EngineState>, steps: Option<&Steps>) -> Resu
         state.send_replace(EngineState::Ready);
         std::future::pending::<()>().await;
     };
-    Ok(tokio::select! {
+    let death = tokio::select! {
         death = containerd.death() => death,
         death = dockerd.death() => death,
         () = ready => unreachable!("this future never ends"),
-    })
+    };
+    // Their successors take the same sockets, which an old one would remove on its way out.
+    dockerd.end().await;
+    containerd.end().await;
+    Ok(death)
 }
 
 async fn until_accepting(socket: &str) {
@@ -220,11 +224,26 @@ impl Program {
     }
 }
 
-impl Drop for Program {
-    fn drop(&mut self) {
+impl Program {
+    /// Ends it, if it hasn't ended, and waits until it is gone.
+    async fn end(&mut self) {
+        self.terminate();
+        if timeout(STOP_WITHIN, self.child.wait()).await.is_err() {
+            let _ = self.child.kill().await;
+        }
+    }
+
+    /// Nothing happens to one that was waited for.
+    fn terminate(&self) {
         if let Some(pid) = self.child.id().and_then(|pid| Pid::from_raw(pid.cast_signed())) {
             let _ = kill_process(pid, Signal::TERM);
         }
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        self.terminate();
     }
 }
 

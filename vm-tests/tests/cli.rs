@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use dormouse_api::{ChangeSettings, HoldKind, IdleTimeout, SessionInfo};
-use dormouse_client::Endpoint;
 use dormouse_vm_tests::project;
 use dormouse_vm_tests::stage::{Stage, program, until};
 use expectrl::{Expect, Session as Terminal};
@@ -225,8 +224,8 @@ async fn a_killed_command_holds_nothing(stage: &Stage, session: &SessionInfo) ->
 
 async fn an_exit_code_survives_a_short_grace(stage: &Stage, session: &SessionInfo) -> Result<()> {
     let change = ChangeSettings { idle_timeout: Some(IdleTimeout::Seconds(1)), ..ChangeSettings::default() };
-    let control = Endpoint::new(&session.control_socket);
-    control.call::<_, SessionInfo>(http::Method::POST, "/v1/session/settings", &change).await?;
+    let path = format!("/v1/sessions/{}/settings", session.name);
+    stage.service().call::<_, SessionInfo>(http::Method::POST, &path, &change).await?;
     let remove = dorm(stage, &["rm", "--force", "cc"]);
     ensure!(stage.finish(session, remove).await?.status.success(), "the container can be removed");
     let run = dorm(stage, &["run", "--rm", "busybox", "sh", "-c", "sleep 2; exit 7"]);

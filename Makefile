@@ -22,7 +22,7 @@ unit:
 vm: guest-image
 	scripts/install-clients
 	cargo build --locked --workspace
-	cargo test --locked --package dormouse-vm-tests -- --test-threads=1
+	cargo test --locked --no-fail-fast --package dormouse-vm-tests -- --test-threads=1
 
 guest-image:
 	cargo xtask guest-image

@@ -4,11 +4,13 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context, Result, ensure};
-use dormouse_api::{CreateSession, HistoryEntry, How, IdleTimeout, RunningContainers, SessionInfo};
+use anyhow::{Context, Result, bail, ensure};
+use dormouse_api::{Checksum, CreateSession, HistoryEntry, How, IdleTimeout, RunningContainers, SessionInfo};
 use dormouse_client::Endpoint;
 use dormouse_vm_tests::root_process::guest_output;
-use dormouse_vm_tests::stage::{Stage, fall_asleep, host_of, inspect, qemu_of, runtime};
+use dormouse_vm_tests::stage::{
+    STATE_WITHIN, Stage, fall_asleep, host_of, inspect, program, qemu_of, runtime,
+};
 use rustix::process::{Signal, kill_process};
 
 /// Longest wait for a point of a suspend or a resume.
@@ -284,7 +286,78 @@ async fn a_snapshot_that_was_changed_is_refused_with_its_reason_and_the_disk_is_
         let info = inspect(&session).await?;
         ensure!(info.vm.how == Some(How::Cold), "{what}: {:?}", info.vm);
     }
+    asked_for_by_name(&stage, &session).await
+}
+
+/// Suspend, look, verify, resume, stop: each by its own command.
+async fn asked_for_by_name(stage: &Stage, session: &SessionInfo) -> Result<()> {
+    let store = &session.storage.path;
+    until_told(stage, session, "suspend", "was suspended").await?;
+    let verified = dorm(stage, session, "verify").await?;
+    ensure!(verified.contains("intact") || verified.contains("now it has"), "{verified}");
+    let told: SessionInfo = serde_json::from_str(&dorm(stage, session, "inspect").await?)?;
+    let snapshot = told.snapshot.context("a suspended session has a snapshot")?;
+    ensure!(snapshot.checksum == Checksum::Made && snapshot.unfit.is_none(), "{snapshot:?}");
+    ensure!(snapshot.used_bytes > 1 << 20 && snapshot.key["number of CPUs"] != "0", "{snapshot:?}");
+    println!("figure: snapshot of an idle VM on disk = {} MB", snapshot.used_bytes / 1_000_000);
+
+    let resumed = dorm(stage, session, "resume").await?;
+    ensure!(resumed.contains("as it fell asleep"), "{resumed}");
+    ensure!(dorm(stage, session, "verify").await?.contains("no snapshot"), "it is used up");
+
+    guest_output(session, "echo flipped > /var/lib/docker/marker; sync").await?;
+    until_told(stage, session, "suspend", "was suspended").await?;
+    ensure!(dorm(stage, session, "verify").await?.contains(' '), "it has a checksum now");
+    flip_a_bit(&store.join("memory"))?;
+    let refused = dorm(stage, session, "verify").await.expect_err("a bit flipped").to_string();
+    ensure!(refused.contains("its checksum is another one"), "{refused}");
+    let found = guest_output(session, "cat /var/lib/docker/marker").await?;
+    ensure!(found.trim() == "flipped", "{found}");
+    let entries = history(session).await?;
+    let note = entries.iter().rev().find(|entry| entry.what == "warning").context("nothing is said")?;
+    ensure!(note.reason.contains("its checksum is another one"), "{}", note.reason);
+
+    until_told(stage, session, "stop", "was stopped").await?;
+    let info = inspect(session).await?;
+    ensure!(info.snapshot.is_none() && info.vm.how == Some(How::Cold), "{info:?}");
     Ok(())
+}
+
+/// What a command of `dorm session` prints; what it says on its way out, when it fails.
+async fn dorm(stage: &Stage, session: &SessionInfo, command: &str) -> Result<String> {
+    let mut line = std::process::Command::new(program("dorm"));
+    line.args(["session", command, session.name.as_str()]).env("DORM_HOME", stage.home());
+    let output = stage.finish(session, line).await?;
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    ensure!(output.status.success(), "{command}: {}", text(&output.stderr));
+    Ok(text(&output.stdout))
+}
+
+/// Repeats a sleep until nothing holds: what the last client held ends a moment after that client.
+async fn until_told(stage: &Stage, session: &SessionInfo, command: &str, words: &str) -> Result<()> {
+    let told = async {
+        loop {
+            match dorm(stage, session, command).await {
+                Ok(told) if told.contains(words) => return Ok(()),
+                Ok(told) => bail!("{command}: {told}"),
+                Err(error) if error.to_string().contains("held awake") => {
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    };
+    tokio::time::timeout(STATE_WITHIN, told).await.with_context(|| format!("{command} is never done"))?
+}
+
+/// In place, in the first block that holds data: the same file, of the same size.
+fn flip_a_bit(memory: &Path) -> Result<()> {
+    use std::os::unix::fs::FileExt as _;
+    let file = std::fs::File::options().read(true).write(true).open(memory)?;
+    let at = rustix::fs::seek(&file, rustix::fs::SeekFrom::Data(0))?;
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, at)?;
+    Ok(file.write_all_at(&[byte[0] ^ 1], at)?)
 }
 
 fn file(store: &Path, name: &str) -> PathBuf {

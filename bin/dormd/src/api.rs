@@ -9,7 +9,7 @@ use axum::routing::{delete, get, post};
 use axum::{Json, Router};
 use dormouse_api::{
     API_VERSION, ApiError, ChangeSettings, CreateSession, CreateTemplate, ErrorCode, SessionInfo,
-    SessionName, TemplateInfo, Version,
+    SessionName, TemplateInfo, VerifyAnswer, Version,
 };
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -31,6 +31,7 @@ pub(crate) fn router(table: Arc<Table>) -> Router {
         .route("/v1/templates/prune", post(prune_templates))
         .route("/v1/templates/{name}", delete(remove_template))
         .route("/v1/sessions/{name}/settings", post(change))
+        .route("/v1/sessions/{name}/verify", post(verify))
         .fallback(async || Failed(ApiError::new(ErrorCode::NotFound, "there is no such endpoint")))
         .with_state(table)
 }
@@ -65,7 +66,7 @@ async fn inspect(
     State(table): State<Arc<Table>>,
     Path(name): Path<String>,
 ) -> Result<Json<SessionInfo>, Failed> {
-    table.get(&parse(&name)?).map(Json).map_err(Failed)
+    table.inspect(&parse(&name)?).map(Json).map_err(Failed)
 }
 
 async fn open(
@@ -81,6 +82,13 @@ async fn change(
     Json(change): Json<ChangeSettings>,
 ) -> Result<Json<SessionInfo>, Failed> {
     table.change(&parse(&name)?, change).await.map(Json).map_err(Failed)
+}
+
+async fn verify(
+    State(table): State<Arc<Table>>,
+    Path(name): Path<String>,
+) -> Result<Json<VerifyAnswer>, Failed> {
+    table.verify(&parse(&name)?).await.map(Json).map_err(Failed)
 }
 
 async fn remove(State(table): State<Arc<Table>>, Path(name): Path<String>) -> Result<StatusCode, Failed> {

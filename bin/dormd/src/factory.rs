@@ -18,8 +18,8 @@ mod volatile;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, anyhow};
-use dormouse_api::NetworkKind;
 use dormouse_api::link::EngineFacts;
+use dormouse_api::{NetworkKind, SnapshotInfo};
 use dormouse_client::Home;
 use dormouse_guest_image::{GuestImage, ImageStore};
 use dormouse_snapshot::{DISK, MEMORY, Seal, TemplateStore};
@@ -99,6 +99,18 @@ impl Factory {
     pub(crate) fn templates(&self) -> TemplateStore {
         let named = std::env::var_os(TEMPLATES_VARIABLE).filter(|value| !value.is_empty());
         TemplateStore::new(named.map_or_else(|| self.home.cache().join("templates"), PathBuf::from))
+    }
+
+    /// What is told of a session's snapshot. Nothing is probed or made for it.
+    pub(crate) fn snapshot_info(&self, settings: &Settings) -> Option<SnapshotInfo> {
+        let sealed = Seal::read(&settings.storage).ok().flatten();
+        let needed = self.qemu.get().zip(sealed).map(|(qemu, seal)| {
+            let network = network(settings.network);
+            // It is woken with the image that it was made with.
+            let image = &seal.key.guest_image;
+            SnapshotKey::made_of(image, settings.memory_mib, settings.cpus, network, qemu)
+        });
+        dormouse_snapshot::info(&settings.storage, needed.as_ref())
     }
 
     /// Makes one more VM for a session. Its record lies in the session's runtime directory afterwards. Answered with what

@@ -10,7 +10,8 @@ use std::time::Duration;
 
 use dormouse_api::{
     ApiError, ChangeSettings, CreateSession, CreateTemplate, ErrorCode, IdleInfo, NetworkInfo, NetworkKind,
-    Phase, SessionId, SessionInfo, SessionName, SessionState, StorageInfo, TemplateInfo, VmInfo,
+    Phase, SessionId, SessionInfo, SessionName, SessionState, StorageInfo, TemplateInfo, VerifyAnswer,
+    VmInfo,
 };
 use dormouse_client::{Endpoint, Home, UserSettings};
 use dormouse_snapshot::Template;
@@ -177,6 +178,35 @@ impl Table {
     /// One session.
     pub(crate) fn get(&self, name: &SessionName) -> Result<SessionInfo, ApiError> {
         self.rows().get(name).map(|row| row.info.borrow().clone()).ok_or_else(|| unknown(name))
+    }
+
+    /// One session, with what it wakes from as that is now.
+    pub(crate) fn inspect(&self, name: &SessionName) -> Result<SessionInfo, ApiError> {
+        let (mut info, settings) = {
+            let rows = self.rows();
+            let row = rows.get(name).ok_or_else(|| unknown(name))?;
+            (row.info.borrow().clone(), row.settings.clone())
+        };
+        info.snapshot = match info.vm.phase {
+            Phase::Absent => self.factory.snapshot_info(&settings),
+            Phase::Starting | Phase::Running | Phase::Counting | Phase::Committed | Phase::Stopping => None,
+        };
+        Ok(info)
+    }
+
+    /// Reads a session's whole snapshot, and compares it with what was put to sleep.
+    pub(crate) async fn verify(&self, name: &SessionName) -> Result<VerifyAnswer, ApiError> {
+        let store = {
+            let rows = self.rows();
+            let row = rows.get(name).ok_or_else(|| unknown(name))?;
+            match row.info.borrow().vm.phase {
+                Phase::Absent => row.settings.storage.clone(),
+                Phase::Starting | Phase::Running | Phase::Counting | Phase::Committed | Phase::Stopping => {
+                    return Ok(VerifyAnswer::NoSnapshot);
+                }
+            }
+        };
+        tokio::task::spawn_blocking(move || dormouse_snapshot::verify(&store)).await.map_err(internal)
     }
 
     /// One session; the default one is made on its first use.
@@ -461,6 +491,7 @@ fn fresh(settings: &Settings, runtime: &Path) -> SessionInfo {
             size_bytes: settings.storage_bytes,
             used_bytes: 0,
         },
+        snapshot: None,
         termination: None,
         docker_socket: runtime.join("docker.sock"),
         control_socket: runtime.join("control.sock"),

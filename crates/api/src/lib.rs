@@ -12,6 +12,7 @@
 //! | `GET /v1/sessions/{name}` | [`SessionInfo`], without waking anything |
 //! | `POST /v1/sessions/{name}/open` | [`SessionInfo`]; makes the session `default` on its first use |
 //! | `POST /v1/sessions/{name}/settings` with [`ChangeSettings`] | [`SessionInfo`]; also while it sleeps |
+//! | `POST /v1/sessions/{name}/verify` | [`VerifyAnswer`], once the whole snapshot was read; wakes nothing |
 //! | `DELETE /v1/sessions/{name}` | 204; terminates it, then removes the session and its storage |
 //! | `GET /v1/templates` | `[TemplateInfo]` |
 //! | `POST /v1/templates` with [`CreateTemplate`] | [`TemplateInfo`], once it is made; one that is there is taken |
@@ -27,7 +28,7 @@
 //! | `POST /v1/session/start` | [`SessionInfo`] of the new incarnation; 200 also when it is running already |
 //! | `POST /v1/session/terminate` | [`SessionInfo`], once terminated |
 //! | `GET /v1/session/wait?for=terminated\|absent\|running` | [`SessionInfo`], once it is so |
-//! | `POST /v1/session/sleep` | [`SleepAnswer`] |
+//! | `POST /v1/session/sleep?how=suspend\|stop` | [`SleepAnswer`]; as the settings say without `how` |
 //! | `POST /v1/session/created` | [`SessionInfo`], or what a hook has against the session's creation |
 //! | `POST /v1/session/pin` with [`Pin`], `DELETE /v1/session/pin` | [`SessionInfo`] |
 //! | `POST /v1/hold` with [`Hold`], `Upgrade: dorm-hold` | 101 once the VM is up: held until the connection ends |
@@ -49,9 +50,10 @@ pub use error::{ApiError, ErrorCode};
 pub use event::{Fact, SessionEvent, VmEnd, Why};
 pub use name::{DEFAULT_SESSION, NAME_BYTES_MAX, NameError, SessionId, SessionName};
 pub use session::{
-    ChangeSettings, CrashPolicy, CreateSession, HistoryEntry, Hold, HoldInfo, HoldKind, How, IdleAction,
-    IdleInfo, IdleTimeout, NetworkInfo, NetworkKind, Phase, Pin, RunningContainers, SessionInfo,
-    SessionState, SleepAnswer, StorageInfo, TerminationInfo, TerminationReason, Version, VmInfo, WaitFor,
+    ChangeSettings, Checksum, CrashPolicy, CreateSession, HistoryEntry, Hold, HoldInfo, HoldKind, How,
+    IdleAction, IdleInfo, IdleTimeout, NetworkInfo, NetworkKind, Phase, Pin, RunningContainers, SessionInfo,
+    SessionState, SleepAnswer, SnapshotInfo, StorageInfo, TerminationInfo, TerminationReason, VerifyAnswer,
+    Version, VmInfo, WaitFor,
 };
 pub use template::{CreateTemplate, TemplateInfo};
 

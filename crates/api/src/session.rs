@@ -1,5 +1,6 @@
 //! A session as the outside sees it, and what may be asked of it.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -247,6 +248,9 @@ pub struct SessionInfo {
     pub network: NetworkInfo,
     /// Its disk.
     pub storage: StorageInfo,
+    /// What it wakes from; `null` while its VM is up, and when it would be booted.
+    #[serde(default)]
+    pub snapshot: Option<SnapshotInfo>,
     /// Why the last incarnation ended; `null` while none has.
     pub termination: Option<TerminationInfo>,
     /// The Docker socket, for `DOCKER_HOST=unix://...`.
@@ -427,6 +431,70 @@ pub struct StorageInfo {
     pub used_bytes: u64,
 }
 
+/// The memory of a VM that was suspended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotInfo {
+    /// When the VM was put to sleep.
+    pub made_at: Timestamp,
+    /// Which VM.
+    pub generation: u64,
+    /// What it takes on the host, in bytes.
+    pub used_bytes: u64,
+    /// Of its memory.
+    pub checksum: Checksum,
+    /// What it fits: a VM with another value of any of these can't be woken from it.
+    pub key: BTreeMap<String, String>,
+    /// Why it can't be woken as things are, in words; `null` if it can. The disk is booted instead.
+    pub unfit: Option<String>,
+    /// What would void it, in words.
+    pub voided_by: Vec<String>,
+}
+
+impl SnapshotInfo {
+    /// One whose description can't be read.
+    #[must_use]
+    pub fn damaged() -> Self {
+        Self {
+            made_at: Timestamp::UNIX_EPOCH,
+            generation: 0,
+            used_bytes: 0,
+            checksum: Checksum::Pending,
+            key: BTreeMap::new(),
+            unfit: Some("its description is damaged".to_owned()),
+            voided_by: Vec::new(),
+        }
+    }
+}
+
+/// How far the checksum of a snapshot's memory is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Checksum {
+    /// Being made; until it is there, a restart of the host voids the snapshot.
+    Pending,
+    /// It is there.
+    Made,
+    /// The memory was compared with it, and is another one.
+    Wrong,
+}
+
+/// What came of `dorm session verify`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "result")]
+pub enum VerifyAnswer {
+    /// There is none: the VM is up, or would be booted.
+    NoSnapshot,
+    /// It is what was put to sleep.
+    Intact,
+    /// There was no checksum to compare with; now there is.
+    SumMade,
+    /// It is not what was put to sleep, and will not be woken.
+    Damaged {
+        /// What is wrong with it, in words.
+        reason: String,
+    },
+}
+
 /// Why an incarnation ended.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TerminationInfo {
@@ -467,6 +535,8 @@ pub enum SleepAnswer {
     Asleep {
         /// The generation that ended.
         generation: u64,
+        /// By what means.
+        how: IdleAction,
     },
     /// The sleep was tried and failed; the VM runs on.
     Failed {

@@ -11,7 +11,8 @@ use std::time::Duration;
 
 use command_fds::{CommandFdExt, FdMapping};
 use dormouse_api::{
-    ChangeSettings, CreateSession, CreateTemplate, SessionInfo, SessionName, TemplateInfo, Version,
+    ChangeSettings, CreateSession, CreateTemplate, SessionInfo, SessionName, TemplateInfo, VerifyAnswer,
+    Version,
 };
 use http::Method;
 use tokio::net::UnixStream;
@@ -123,6 +124,14 @@ impl Service {
     /// See [`ClientError`].
     pub async fn remove(&self, name: &SessionName) -> Result<(), ClientError> {
         self.endpoint.call(Method::DELETE, &format!("/v1/sessions/{name}"), &()).await
+    }
+
+    /// Reads the whole snapshot of a session that sleeps.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn verify(&self, name: &SessionName) -> Result<VerifyAnswer, ClientError> {
+        self.endpoint.post(&format!("/v1/sessions/{name}/verify")).await
     }
 
     /// Changes settings of a session, also while it sleeps.

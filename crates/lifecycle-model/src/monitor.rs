@@ -394,6 +394,8 @@ impl State {
                     "rule 3: a sleep begins while something holds",
                 )?;
                 ensure(forced || counted, "rule 3: a sleep begins though the engine wasn't asked")?;
+                let loses = by == SleepHow::Stop && self.seen.census.active > 0;
+                ensure(forced || !loses, "rule 3: a running container is stopped")?;
                 ensure(
                     self.seen.terminating || self.seen.may_sleep(&glance.scope.config),
                     "rule 11: an ephemeral session is put to sleep",

@@ -97,6 +97,13 @@ pub fn quick() -> Vec<Scope> {
             ACQUIRE,
             World { sleep_requests: true, ..w },
         ),
+        scope(
+            "quick: asked to sleep",
+            suspend_all(),
+            1,
+            ACQUIRE,
+            World { containers: true, sleep_requests: true, ..w },
+        ),
         scope("quick: adoption", stop(), 1, ACQUIRE, World { host_deaths: true, terminate: true, ..w }),
     ]
 }

@@ -156,7 +156,12 @@ impl Lifecycle {
             }
         }
         if world.sleep_requests && !state.requested {
-            tell(Event::SleepRequested { request: REQUEST });
+            // The means that the settings don't name, where that makes a difference.
+            let how = match self.scope.config.idle_action {
+                SleepHow::Suspend => &[None, Some(SleepHow::Stop)][..],
+                SleepHow::Stop => &[None],
+            };
+            how.iter().for_each(|how| tell(Event::SleepRequested { request: REQUEST, how: *how }));
         }
         if world.creator {
             tell(Event::CreatorGone);

@@ -2,7 +2,7 @@
 
 use alloc::vec::Vec;
 
-use crate::action::StartHow;
+use crate::action::{SleepHow, StartHow};
 use crate::config::{Config, Grace};
 use crate::hold::{Census, Claim, HoldKind, Text};
 use crate::id::{Ask, Generation, LeaseId, PinId, RequestId, WeakId};
@@ -170,6 +170,8 @@ pub enum Event {
     SleepRequested {
         /// Whom to answer.
         request: RequestId,
+        /// By what means; as the settings say when absent. A sleep that is under way goes on as it began.
+        how: Option<SleepHow>,
     },
     /// The connection that made a temporary session is closed.
     CreatorGone,

@@ -98,21 +98,27 @@ impl Session {
     }
 
     /// Asks the engine what runs. The question is no activity.
-    pub(crate) fn begin_counting(&mut self, step: &mut Step<'_>, vm: Vm, requests: Vec<RequestId>) {
-        self.count(step, vm, requests, 0);
+    pub(crate) fn begin_counting(
+        &mut self,
+        step: &mut Step<'_>,
+        vm: Vm,
+        requests: Vec<RequestId>,
+        wish: Option<SleepHow>,
+    ) {
+        self.count(step, Counting { vm, unanswered: 0, deadline: step.now, requests, wish });
     }
 
-    fn count(&mut self, step: &mut Step<'_>, mut vm: Vm, requests: Vec<RequestId>, unanswered: u8) {
+    fn count(&mut self, step: &mut Step<'_>, mut counting: Counting) {
         let bound = self.config.limits.count;
-        step.act(Action::CountContainers { ask: vm.next_ask(), bound });
-        let deadline = step.now.after(bound);
-        self.enter(step, Phase::Counting(Counting { vm, unanswered, deadline, requests }));
+        step.act(Action::CountContainers { ask: counting.vm.next_ask(), bound });
+        counting.deadline = step.now.after(bound);
+        self.enter(step, Phase::Counting(counting));
     }
 
     pub(crate) fn count_unanswered(&mut self, step: &mut Step<'_>, counting: Counting) {
         let unanswered = counting.unanswered + 1;
         if unanswered < Limits::COUNTS {
-            self.count(step, counting.vm, counting.requests, unanswered);
+            self.count(step, Counting { unanswered, ..counting });
         } else {
             answer(step, counting.requests, &SleepOutcome::Terminated);
             let details = "the engine didn't say what runs".into();
@@ -135,12 +141,14 @@ impl Session {
         };
         counting.vm.set_census(step.now, census);
         let looks = !flaw!(self, H4 | H65);
-        if looks && self.is_held(&counting.vm) {
+        let by = counting.wish.unwrap_or_else(|| self.sleep_how(&counting.vm));
+        // Whatever the settings say of a suspend, no running container is stopped.
+        let loses = by == SleepHow::Stop && counting.vm.census.is_working();
+        if looks && (loses || self.is_held(&counting.vm)) {
             answer(step, counting.requests, &SleepOutcome::Busy);
             self.settle(step, counting.vm);
             return;
         }
-        let by = self.sleep_how(&counting.vm);
         self.commit(step, counting.vm, by, Then::Absent, counting.requests);
     }
 
@@ -212,7 +220,7 @@ impl Session {
     }
 
     /// Somebody wants the sleep now: the same path, with all its guards, but for the grace period.
-    pub(crate) fn sleep_requested(&mut self, step: &mut Step<'_>, request: RequestId) {
+    pub(crate) fn sleep_requested(&mut self, step: &mut Step<'_>, request: RequestId, how: Option<SleepHow>) {
         let outcome = match &mut self.phase {
             Phase::Absent | Phase::Terminated(_) => SleepOutcome::NoVm,
             Phase::Starting(_) => SleepOutcome::Busy,
@@ -225,7 +233,7 @@ impl Session {
             }
             Phase::Running(Running { rest: Rest::Idle { .. } | Rest::Busy, .. }) => {
                 if let Phase::Running(running) = self.phase.take() {
-                    self.begin_counting(step, running.vm, Vec::from([request]));
+                    self.begin_counting(step, running.vm, Vec::from([request]), how);
                 }
                 return;
             }

@@ -76,6 +76,8 @@ pub(crate) struct Counting {
     pub(crate) unanswered: u8,
     pub(crate) deadline: Timestamp,
     pub(crate) requests: Vec<RequestId>,
+    /// By what means somebody wants the sleep; as the settings say when absent.
+    pub(crate) wish: Option<SleepHow>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]

@@ -145,7 +145,7 @@ impl Session {
             Event::DeadlineReached => self.deadline_reached(step),
             Event::Terminate { reason } => self.terminate(step, Cause::Asked, reason),
             Event::StartRequested => self.start_requested(step),
-            Event::SleepRequested { request } => self.sleep_requested(step, request),
+            Event::SleepRequested { request, how } => self.sleep_requested(step, request, how),
             Event::CreatorGone => self.creator_gone(step),
             Event::HostLeaving => self.host_leaving(step),
         }
@@ -195,7 +195,7 @@ impl Session {
             Phase::Starting(starting) => self.start_timed_out(step, starting),
             Phase::Running(Running { vm, rest }) => match rest {
                 Rest::Busy => self.phase = Phase::Running(Running { vm, rest }),
-                Rest::Idle { .. } => self.begin_counting(step, vm, Vec::new()),
+                Rest::Idle { .. } => self.begin_counting(step, vm, Vec::new(), None),
                 Rest::Paused { give_up_at, .. } => self.resume_or_give_up(step, vm, give_up_at),
             },
             Phase::Counting(counting) => self.count_unanswered(step, counting),

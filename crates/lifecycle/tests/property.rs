@@ -91,7 +91,10 @@ fn outside() -> impl Strategy<Value = Event> {
         1 => grace().prop_map(Event::GraceChanged),
         1 => Just(Event::Terminate { reason: text() }),
         2 => Just(Event::StartRequested),
-        3 => (0..30_u64).prop_map(|request| Event::SleepRequested { request: RequestId(request) }),
+        3 => (0..30_u64, proptest::option::of(any::<bool>())).prop_map(|(request, stop)| {
+            let how = stop.map(|stop| if stop { SleepHow::Stop } else { SleepHow::Suspend });
+            Event::SleepRequested { request: RequestId(request), how }
+        }),
         1 => Just(Event::CreatorGone),
         1 => Just(Event::HostLeaving),
     ]

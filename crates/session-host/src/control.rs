@@ -11,7 +11,8 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use dormouse_agent_proto::RunProcess;
 use dormouse_api::{
-    ApiError, ErrorCode, HistoryEntry, Hold, Phase, Pin, SessionInfo, SessionState, SleepAnswer, WaitFor, Why,
+    ApiError, ErrorCode, HistoryEntry, Hold, IdleAction, Phase, Pin, SessionInfo, SessionState, SleepAnswer,
+    WaitFor, Why,
 };
 use dormouse_lifecycle::{Event, HoldKind, PinId};
 use dormouse_vm::ConsoleLine;
@@ -24,7 +25,7 @@ use crate::hooks::Verdict;
 use crate::host::Served;
 use crate::lease::Refused;
 use crate::owner::Claimant;
-use crate::root_process;
+use crate::{root_process, view};
 
 /// The pin that the control API sets: a session has one.
 const PIN: PinId = PinId(1);
@@ -126,8 +127,13 @@ async fn until(
     }
 }
 
-async fn sleep(State(served): State<Served>) -> Json<SleepAnswer> {
-    Json(served.owner.sleep().await)
+#[derive(serde::Deserialize)]
+struct SleepQuery {
+    how: Option<IdleAction>,
+}
+
+async fn sleep(State(served): State<Served>, Query(query): Query<SleepQuery>) -> Json<SleepAnswer> {
+    Json(served.owner.sleep(query.how.map(view::sleep_how)).await)
 }
 
 /// What the hooks say to the session's creation. Only the service asks, before anybody knows of the session.

@@ -18,8 +18,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dormouse_api::link::{DOORS_MAX, HostSettings, ToService};
-use dormouse_api::{IdleAction, Phase, SessionInfo};
-use dormouse_lifecycle::{Config, Event, Lifetime, Limits, Policy, RunningContainers, SleepHow, Storage};
+use dormouse_api::{Phase, SessionInfo};
+use dormouse_lifecycle::{Config, Event, Lifetime, Limits, Policy, RunningContainers, Storage};
 use dormouse_vm::Console;
 use hyper_util::rt::TokioIo;
 use hyper_util::service::TowerToHyperService;
@@ -29,6 +29,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::docker::{Face, SessionEngine};
 use crate::hooks::Runner;
@@ -46,6 +47,10 @@ const LEAVE_WITHIN: Duration = Duration::from_secs(10);
 
 /// How long a VM may take to be put to sleep when the host has to go.
 const SHUTDOWN_WITHIN: Duration = Duration::from_secs(60);
+
+/// How long the checksum of a snapshot may take when the host has to go: the machine may be about to be started again, and
+/// without it the VM would be booted then.
+const SUMMED_WITHIN: Duration = Duration::from_secs(20);
 
 /// How long hooks may take that are still to be told of the end.
 const HOOKS_WITHIN: Duration = Duration::from_secs(20);
@@ -145,6 +150,8 @@ pub async fn serve(start: Start) -> Result<(), HostError> {
     };
     let (console_sender, console) = watch::channel(None);
     let factory = link.clone();
+    let sums = TaskTracker::new();
+    let summing = sums.clone();
     let places = Places {
         runtime_dir,
         store: settings.storage.clone(),
@@ -152,7 +159,7 @@ pub async fn serve(start: Start) -> Result<(), HostError> {
         hostname: settings.hostname.clone(),
     };
     let Started { owner, jobs, task } = Owner::start(facts.clone(), config, |inbox| {
-        let machines = Qemus::new(factory, places, inbox, face.clone());
+        let machines = Qemus::new(factory, places, inbox, face.clone(), summing);
         let console = machines.console();
         tokio::spawn(forward_console(console, console_sender));
         machines
@@ -170,7 +177,7 @@ pub async fn serve(start: Start) -> Result<(), HostError> {
     let doors = Doors { accepts, clients: Arc::clone(&clients), served: served.clone(), uid: settings.owner };
     tokio::spawn(doors.clone().accept(docker, Door::Docker));
     tokio::spawn(doors.accept(control, Door::Control));
-    Host { served, link, inbox, accepting, clients, task }.run().await
+    Host { served, link, inbox, accepting, clients, task, sums }.run().await
 }
 
 fn listener(descriptor: OwnedFd) -> io::Result<UnixListener> {
@@ -183,10 +190,7 @@ fn listener(descriptor: OwnedFd) -> io::Result<UnixListener> {
 fn config(settings: &HostSettings) -> Config {
     Config {
         grace: view::grace(settings.idle_timeout),
-        idle_action: match settings.idle_action {
-            IdleAction::Stop => SleepHow::Stop,
-            IdleAction::Suspend => SleepHow::Suspend,
-        },
+        idle_action: view::sleep_how(settings.idle_action),
         running: match settings.running {
             dormouse_api::RunningContainers::Hold => RunningContainers::Hold,
             dormouse_api::RunningContainers::Suspend => RunningContainers::Suspend,
@@ -301,6 +305,8 @@ struct Host {
     clients: Arc<Semaphore>,
     /// The owner's task.
     task: JoinHandle<()>,
+    /// Checksums being made.
+    sums: TaskTracker,
 }
 
 impl Host {
@@ -365,6 +371,10 @@ impl Host {
         let asleep = info.wait_for(|info| info.vm.phase == Phase::Absent);
         if timeout(SHUTDOWN_WITHIN, asleep).await.is_err() {
             tracing::warn!("the VM could not be put to sleep in time");
+        }
+        self.sums.close();
+        if timeout(SUMMED_WITHIN, self.sums.wait()).await.is_err() {
+            tracing::warn!("the checksum of the snapshot was not made in time");
         }
         if timeout(HOOKS_WITHIN, self.served.owner.hooks_done()).await.is_err() {
             tracing::warn!("not every hook was done in time");

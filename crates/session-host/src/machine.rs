@@ -28,6 +28,7 @@ use dormouse_vm::{Console, Vm};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use self::bring_up::{BringUp, Order};
 pub(crate) use self::census::{census, engine_answer, stop_container};
@@ -93,6 +94,8 @@ struct Shared<F> {
     inbox: Inbox,
     face: Face,
     console: watch::Sender<Option<Arc<Console>>>,
+    /// Checksums being made.
+    sums: TaskTracker,
 }
 
 impl<F> Shared<F> {
@@ -153,11 +156,11 @@ pub(crate) struct Places {
 }
 
 impl<F: Factory> Qemus<F> {
-    /// VMs of this session.
-    pub(crate) fn new(factory: F, places: Places, inbox: Inbox, face: Face) -> Self {
+    /// VMs of this session. `sums` are the checksums of snapshots that are being made.
+    pub(crate) fn new(factory: F, places: Places, inbox: Inbox, face: Face, sums: TaskTracker) -> Self {
         let Places { runtime_dir, store, disk_bytes, hostname } = places;
         let console = watch::channel(None).0;
-        let shared = Shared { factory, runtime_dir, store, disk_bytes, hostname, inbox, face, console };
+        let shared = Shared { factory, runtime_dir, store, disk_bytes, hostname, inbox, face, console, sums };
         Self { shared: Arc::new(shared), present: None }
     }
 

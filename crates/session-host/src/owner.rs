@@ -14,7 +14,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use dormouse_api::{ChangeSettings, HistoryEntry, SessionEvent, SessionInfo, SleepAnswer, Why};
 use dormouse_lifecycle::{
-    Census, Claim, Config, EndReason, Event, Generation, LastVm, LeaseId, Policy, Refusal, StartHow, Trace,
+    Census, Claim, Config, EndReason, Event, Generation, LastVm, LeaseId, Policy, Refusal, SleepHow,
+    StartHow, Trace,
 };
 use dormouse_mux::Agent;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, broadcast, mpsc, oneshot, watch};
@@ -48,7 +49,7 @@ pub(crate) enum Message {
     /// It was asked what runs, once ready.
     FirstCensus { generation: Generation, how: StartHow, census: Census, agent: Agent },
     /// Somebody wants the VM asleep.
-    Sleep { reply: oneshot::Sender<SleepAnswer> },
+    Sleep { how: Option<SleepHow>, reply: oneshot::Sender<SleepAnswer> },
     /// The engine tells what happened in it. Answered when it was taken in, so that a guest can't flood this inbox.
     Engine { generation: Generation, events: Vec<EngineEvent>, execs: u32, taken: oneshot::Sender<()> },
     /// A hook failed or hung.
@@ -213,10 +214,10 @@ impl Owner {
         self.inbox.send(Message::Event(event));
     }
 
-    /// Asks for the idle path now, with all its guards.
-    pub async fn sleep(&self) -> SleepAnswer {
+    /// Asks for the idle path now, with all its guards; by the means of the settings when none is named.
+    pub async fn sleep(&self, how: Option<SleepHow>) -> SleepAnswer {
         let (reply, answer) = oneshot::channel();
-        self.inbox.send(Message::Sleep { reply });
+        self.inbox.send(Message::Sleep { how, reply });
         answer.await.unwrap_or(SleepAnswer::Failed { reason: "the session's host is going down".to_owned() })
     }
 

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use dormouse_api::{
     CrashPolicy, Fact, HistoryEntry, HoldInfo, HoldKind, How, IdleAction, IdleInfo, IdleTimeout, NetworkInfo,
-    NetworkKind, Phase, RunningContainers, SessionInfo, SessionState, StorageInfo, TerminationInfo,
-    TerminationReason, VmEnd, VmInfo,
+    NetworkKind, Phase, RunningContainers, SessionInfo, SessionState, SnapshotInfo, StorageInfo,
+    TerminationInfo, TerminationReason, VmEnd, VmInfo,
 };
 use dormouse_lifecycle::{
     self as core, Config, Grace, Incarnation, PhaseName, Record, Session, SleepHow, StartHow, State, StopHow,
@@ -23,7 +23,7 @@ pub(crate) fn info(facts: &Facts, session: &Session, config: Config) -> SessionI
     let view = session.view();
     let settings = &facts.settings;
     let record = VmRecord::read(&facts.runtime_dir).ok().flatten();
-    SessionInfo {
+    let mut info = SessionInfo {
         name: settings.name.clone(),
         id: settings.id.clone(),
         owner: settings.owner,
@@ -53,10 +53,7 @@ pub(crate) fn info(facts: &Facts, session: &Session, config: Config) -> SessionI
                 Grace::After(grace) => IdleTimeout::Seconds(grace.as_secs()),
                 Grace::Never => IdleTimeout::Never,
             },
-            action: match config.idle_action {
-                SleepHow::Stop => IdleAction::Stop,
-                SleepHow::Suspend => IdleAction::Suspend,
-            },
+            action: idle_action(config.idle_action),
             running: match config.running {
                 core::RunningContainers::Hold => RunningContainers::Hold,
                 core::RunningContainers::Suspend => RunningContainers::Suspend,
@@ -68,6 +65,7 @@ pub(crate) fn info(facts: &Facts, session: &Session, config: Config) -> SessionI
         },
         network: network(settings.network),
         storage: storage(&settings.storage, settings.storage_bytes),
+        snapshot: None,
         termination: view.termination.map(|end| TerminationInfo {
             reason: reason(end.reason),
             details: end.details.to_string(),
@@ -75,6 +73,29 @@ pub(crate) fn info(facts: &Facts, session: &Session, config: Config) -> SessionI
         }),
         docker_socket: facts.runtime_dir.join("docker.sock"),
         control_socket: facts.runtime_dir.join("control.sock"),
+    };
+    info.snapshot = snapshot(facts, &info.vm);
+    info
+}
+
+/// What a VM that sleeps will wake from.
+pub(crate) fn snapshot(facts: &Facts, vm: &VmInfo) -> Option<SnapshotInfo> {
+    (vm.phase == Phase::Absent).then(|| dormouse_snapshot::info(&facts.settings.storage, None)).flatten()
+}
+
+/// The API's word for a means of sleeping.
+pub(crate) fn idle_action(how: SleepHow) -> IdleAction {
+    match how {
+        SleepHow::Stop => IdleAction::Stop,
+        SleepHow::Suspend => IdleAction::Suspend,
+    }
+}
+
+/// The core's word for a means of sleeping.
+pub(crate) fn sleep_how(action: IdleAction) -> SleepHow {
+    match action {
+        IdleAction::Stop => SleepHow::Stop,
+        IdleAction::Suspend => SleepHow::Suspend,
     }
 }
 

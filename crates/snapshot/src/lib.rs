@@ -7,6 +7,7 @@
 //!   memory          the guest's RAM, also while the VM runs
 //!   memory.state    the state of the devices
 //!   snapshot.json   the seal: these three belong together, and what they fit
+//!   memory.sum      the memory's checksum, made after the seal
 //! ```
 //!
 //! ```text
@@ -21,9 +22,12 @@
 //! A *template* is a store that was sealed once and that nobody wakes: it is copied, and the copy is woken.
 
 mod digest;
+mod info;
 mod seal;
+mod sum;
 mod template;
 
 pub use digest::memory_digest;
+pub use info::{info, verify};
 pub use seal::{DISK, MEMORY, Origin, STATE, Seal, SealError, Unfit, clear, discard};
 pub use template::{Template, TemplateError, TemplateStore};

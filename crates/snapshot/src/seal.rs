@@ -9,7 +9,7 @@ use dormouse_vm::{KeyMismatch, SnapshotKey};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use crate::digest::memory_digest;
+use crate::sum::{OTHER_SUM, SUM};
 
 /// Version of the seal, and of the layout that it describes.
 const FORMAT: u32 = 1;
@@ -23,8 +23,6 @@ pub const STATE: &str = "memory.state";
 /// The seal, and what is left of one that was broken.
 const SEAL: &str = "snapshot.json";
 const BROKEN: &str = "snapshot.used";
-/// The checksum of the memory, which is made after the seal.
-const SUM: &str = "memory.sum";
 
 /// Longest file that is read whole, in bytes: a seal, a checksum, a device state.
 const FILE_BYTES_MAX: u64 = 64 * 1024 * 1024;
@@ -34,7 +32,7 @@ const FILE_BYTES_MAX: u64 = 64 * 1024 * 1024;
 pub struct Seal {
     format: u32,
     /// Random: tells this seal from every other of the same store.
-    id: String,
+    pub(crate) id: String,
     /// Whose memory it is.
     pub origin: Origin,
     /// What it fits.
@@ -78,12 +76,6 @@ struct Sealed {
     sha256: String,
 }
 
-#[derive(Debug, Serialize, Deserialize)]
-struct Sum {
-    seal: String,
-    sha256: String,
-}
-
 /// Why a store wasn't sealed.
 #[derive(Debug, thiserror::Error)]
 pub enum SealError {
@@ -97,7 +89,7 @@ pub enum SealError {
     },
 }
 
-fn cannot(what: &'static str) -> impl FnOnce(io::Error) -> SealError {
+pub(crate) fn cannot(what: &'static str) -> impl FnOnce(io::Error) -> SealError {
     move |source| SealError::Io { what, source }
 }
 
@@ -119,6 +111,9 @@ pub enum Unfit {
     /// The host was started again before the memory's checksum was made.
     #[error("the host was started again before its memory was safe")]
     Unsafe,
+    /// It can't be told, because a wake came in between.
+    #[error("it was woken meanwhile")]
+    Woken,
     /// A file can't be read.
     #[error("it can't be read: {0}")]
     Io(#[from] io::Error),
@@ -194,9 +189,7 @@ impl Seal {
     /// See [`Unfit`].
     pub fn check(&self, store: &Path, needed: &SnapshotKey) -> Result<(), Unfit> {
         self.key.fits(needed)?;
-        if state_digest(store)? != self.state_sha256 {
-            return Err(Unfit::State);
-        }
+        self.check_state(store)?;
         let found = MemoryFile::look(&store.join(MEMORY))?;
         if found.bytes != self.memory.bytes {
             return Err(Unfit::Memory("it has another size"));
@@ -204,47 +197,25 @@ impl Seal {
         if found.inode != self.memory.inode {
             return Err(Unfit::Memory("it is another file"));
         }
+        if self.is_condemned(store) {
+            return Err(Unfit::Memory(OTHER_SUM));
+        }
         if found.host_boot == self.memory.host_boot { Ok(()) } else { self.verify(store) }
     }
 
-    /// Compares the whole memory with its checksum. Blocks; for use off the async threads.
-    ///
-    /// # Errors
-    /// [`Unfit::Unsafe`] when there is no checksum (yet).
-    pub fn verify(&self, store: &Path) -> Result<(), Unfit> {
-        let sum: Sum = match read_whole(&store.join(SUM)) {
-            Ok(bytes) => serde_json::from_slice(&bytes).map_err(|_| Unfit::Seal)?,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(Unfit::Unsafe),
-            Err(error) => return Err(error.into()),
-        };
-        if sum.seal != self.id {
-            return Err(Unfit::Unsafe);
-        }
-        if state_digest(store)? != self.state_sha256 {
-            return Err(Unfit::State);
-        }
-        if memory_digest(&store.join(MEMORY))? != sum.sha256 {
-            return Err(Unfit::Memory("its checksum is another one"));
-        }
-        Ok(())
+    /// Is the device state the one that was sealed?
+    pub(crate) fn check_state(&self, store: &Path) -> Result<(), Unfit> {
+        if state_digest(store)? == self.state_sha256 { Ok(()) } else { Err(Unfit::State) }
     }
 
-    /// Writes the memory out and makes its checksum, so that the seal holds over a restart of the host. Takes seconds,
-    /// and belongs into the background; a store that is woken meanwhile just gets a checksum that fits nothing.
-    /// Blocks; for use off the async threads.
-    ///
-    /// # Errors
-    /// See [`SealError`].
-    pub fn make_sum(&self, store: &Path) -> Result<(), SealError> {
-        let memory = store.join(MEMORY);
-        File::open(&memory).and_then(|file| file.sync_all()).map_err(cannot("write the memory out"))?;
-        let sha256 = memory_digest(&memory).map_err(cannot("read the memory file"))?;
-        let write = || {
-            let beside = store.join(format!("{SUM}.new"));
-            fs::write(&beside, serde_json::to_vec(&Sum { seal: self.id.clone(), sha256 })?)?;
-            fs::rename(beside, store.join(SUM))
-        };
-        write().map_err(cannot("write the memory's checksum"))
+    /// Was the host started again since?
+    pub(crate) fn is_of_an_earlier_host(&self) -> bool {
+        host_boot().is_ok_and(|boot| boot != self.memory.host_boot)
+    }
+
+    /// Is it still the seal of this store? Not any more once its VM is about to run on.
+    pub(crate) fn is_whole(&self, store: &Path) -> bool {
+        matches!(Self::read(store), Ok(Some(seal)) if seal.id == self.id)
     }
 
     /// Breaks the seal, for good: the VM is about to run on.
@@ -266,9 +237,13 @@ impl Seal {
 impl MemoryFile {
     fn look(path: &Path) -> io::Result<Self> {
         let found = fs::metadata(path)?;
-        let host_boot = fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned();
-        Ok(Self { bytes: found.len(), inode: found.ino(), host_boot })
+        Ok(Self { bytes: found.len(), inode: found.ino(), host_boot: host_boot()? })
     }
+}
+
+/// The host's boot id: random, another after each start.
+fn host_boot() -> io::Result<String> {
+    Ok(fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned())
 }
 
 /// Removes a store's seal, memory and device state, whatever there is of them. The disk stays.
@@ -300,7 +275,7 @@ fn remove(path: &Path) -> io::Result<()> {
     }
 }
 
-fn read_whole(path: &Path) -> io::Result<Vec<u8>> {
+pub(crate) fn read_whole(path: &Path) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     File::open(path)?.take(FILE_BYTES_MAX).read_to_end(&mut bytes)?;
     Ok(bytes)
@@ -343,7 +318,15 @@ pub(crate) mod tests {
         folder.to_owned()
     }
 
-    fn sealed(folder: &Path) -> (PathBuf, Seal) {
+    impl Seal {
+        /// As if the host had been started again since.
+        pub(crate) fn of_an_earlier_host(mut self) -> Self {
+            self.memory.host_boot = "an earlier one".into();
+            self
+        }
+    }
+
+    pub(crate) fn sealed(folder: &Path) -> (PathBuf, Seal) {
         let store = store(folder);
         let seal = Seal::make(&store, Origin::Session { generation: 3 }, key(), "boot".into()).unwrap();
         (store, seal)
@@ -404,28 +387,5 @@ pub(crate) mod tests {
         assert!(matches!(seal, Unfit::Seal), "{seal}");
         let short = damage(|store| fs::write(store.join(SEAL), "{").unwrap());
         assert!(matches!(short, Unfit::Seal), "{short}");
-    }
-
-    #[test]
-    fn a_bit_that_flipped_in_the_memory_is_found_by_its_checksum() {
-        let folder = tempfile::tempdir().unwrap();
-        let (store, seal) = sealed(folder.path());
-        assert!(matches!(seal.verify(&store), Err(Unfit::Unsafe)));
-        seal.make_sum(&store).unwrap();
-        seal.verify(&store).unwrap();
-        // In place: the same file, of the same size.
-        let memory = File::options().write(true).open(store.join(MEMORY)).unwrap();
-        std::os::unix::fs::FileExt::write_all_at(&memory, b"n", 0).unwrap();
-        assert!(matches!(seal.verify(&store), Err(Unfit::Memory(_))));
-    }
-
-    #[test]
-    fn after_a_restart_of_the_host_only_a_memory_with_a_checksum_is_taken() {
-        let folder = tempfile::tempdir().unwrap();
-        let (store, mut seal) = sealed(folder.path());
-        seal.memory.host_boot = "an earlier one".into();
-        assert!(matches!(seal.check(&store, &key()), Err(Unfit::Unsafe)));
-        seal.make_sum(&store).unwrap();
-        seal.check(&store, &key()).unwrap();
     }
 }

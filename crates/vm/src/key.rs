@@ -46,20 +46,42 @@ impl SnapshotKey {
     /// The key of the VM that `config` makes.
     #[must_use]
     pub fn of(config: &VmConfig, qemu: &Qemu) -> Self {
+        Self::made_of(&config.image.hash, config.memory_mib, config.cpus, config.network, qemu)
+    }
+
+    /// The key of a VM of this image and size.
+    #[must_use]
+    pub fn made_of(image: &str, memory_mib: u64, cpus: u32, network: NetworkKind, qemu: &Qemu) -> Self {
         let model = cpu_model(&qemu.acceleration);
         let cpu =
             if qemu.acceleration.is_kvm() { format!("{model}: {}", host_cpu()) } else { model.to_owned() };
         Self {
-            guest_image: config.image.hash.clone(),
+            guest_image: image.to_owned(),
             qemu_build: qemu.build.clone(),
             machine: MACHINE.to_owned(),
             acceleration: qemu.acceleration.name().to_owned(),
             cpu,
-            memory_mib: config.memory_mib,
-            cpus: config.cpus,
+            memory_mib,
+            cpus,
             device_list: DEVICE_LIST_VERSION,
-            network: config.network,
+            network,
         }
+    }
+
+    /// Its parts: what each is in words, and its value.
+    #[must_use]
+    pub fn parts(&self) -> [(&'static str, String); 9] {
+        [
+            ("guest image", self.guest_image.clone()),
+            ("QEMU build", self.qemu_build.clone()),
+            ("machine", self.machine.clone()),
+            ("acceleration", self.acceleration.clone()),
+            ("CPU", self.cpu.clone()),
+            ("memory (MiB)", self.memory_mib.to_string()),
+            ("number of CPUs", self.cpus.to_string()),
+            ("device list", self.device_list.to_string()),
+            ("network", format!("{:?}", self.network)),
+        ]
     }
 
     /// Does a snapshot with this key fit a VM that needs `needed`?
@@ -67,20 +89,7 @@ impl SnapshotKey {
     /// # Errors
     /// The first difference, in words.
     pub fn fits(&self, needed: &Self) -> Result<(), KeyMismatch> {
-        let parts = |key: &Self| {
-            [
-                ("guest image", key.guest_image.clone()),
-                ("QEMU build", key.qemu_build.clone()),
-                ("machine", key.machine.clone()),
-                ("acceleration", key.acceleration.clone()),
-                ("CPU", key.cpu.clone()),
-                ("memory (MiB)", key.memory_mib.to_string()),
-                ("number of CPUs", key.cpus.to_string()),
-                ("device list", key.device_list.to_string()),
-                ("network", format!("{:?}", key.network)),
-            ]
-        };
-        for ((what, has), (_, needs)) in parts(self).into_iter().zip(parts(needed)) {
+        for ((what, has), (_, needs)) in self.parts().into_iter().zip(needed.parts()) {
             if has != needs {
                 return Err(KeyMismatch { what, has, needs });
             }

@@ -11,6 +11,7 @@ mod told;
 pub(crate) use state::phase;
 
 use clap::Subcommand;
+use dormouse_api::IdleAction;
 
 use crate::context::Context;
 use crate::error::Done;
@@ -33,6 +34,14 @@ pub(crate) enum Session {
     Rm(state::Remove),
     /// Put a session's VM to sleep now, if nothing holds it awake.
     Sleep(state::Named),
+    /// Put a session's VM to sleep now, with everything in memory, if nothing holds it awake.
+    Suspend(state::Named),
+    /// Put a session's VM to sleep now by shutting it down, if nothing runs in it.
+    Stop(state::Named),
+    /// Wake a session's VM, and give it no work.
+    Resume(state::Named),
+    /// Read the whole snapshot of a sleeping session, and refuse it from now on if it isn't what was put to sleep.
+    Verify(state::Named),
     /// Print the value for DOCKER_HOST.
     DockerHost(state::Named),
     /// Print the log of a session's host, or the console of its VM.
@@ -66,7 +75,11 @@ pub(crate) async fn run(context: &Context, command: Session) -> Done {
         Session::Start(named) => state::start(context, named).await,
         Session::Terminate(named) => state::terminate(context, named).await,
         Session::Rm(remove) => remove.run(context).await,
-        Session::Sleep(named) => state::sleep(context, named).await,
+        Session::Sleep(named) => state::sleep(context, named, None).await,
+        Session::Suspend(named) => state::sleep(context, named, Some(IdleAction::Suspend)).await,
+        Session::Stop(named) => state::sleep(context, named, Some(IdleAction::Stop)).await,
+        Session::Resume(named) => state::resume(context, named).await,
+        Session::Verify(named) => state::verify(context, named).await,
         Session::DockerHost(named) => state::docker_host(context, named).await,
         Session::Logs(logs) => logs.run(context).await,
         Session::History(history) => history.run(context).await,

@@ -1,7 +1,10 @@
 //! Commands that change a session's state, or wait for one.
 
 use clap::{Args, ValueEnum};
-use dormouse_api::{Phase, SessionInfo, SessionName, SessionState, SleepAnswer};
+use dormouse_api::{
+    How, IdleAction, Phase, SessionInfo, SessionName, SessionState, SleepAnswer, VerifyAnswer,
+};
+use dormouse_client::Endpoint;
 
 use crate::context::Context;
 use crate::error::{Done, FAILED, Failure, SUCCESS};
@@ -83,7 +86,7 @@ pub(crate) async fn start(context: &Context, named: Named) -> Done {
 /// Never makes a session: what doesn't exist can't be ended.
 pub(crate) async fn terminate(context: &Context, named: Named) -> Done {
     let info = context.inspect(&context.pick(named.name)).await?;
-    let control = dormouse_client::Endpoint::new(info.control_socket);
+    let control = Endpoint::new(info.control_socket);
     print(control.post::<SessionInfo>("/v1/session/terminate").await?.name.as_str())
 }
 
@@ -92,11 +95,22 @@ pub(crate) async fn docker_host(context: &Context, named: Named) -> Done {
     print(format!("unix://{}", info.docker_socket.display()))
 }
 
-pub(crate) async fn sleep(context: &Context, named: Named) -> Done {
+/// By the means that is named, else by that of the settings.
+pub(crate) async fn sleep(context: &Context, named: Named, how: Option<IdleAction>) -> Done {
     let control = context.control(&context.pick(named.name)).await?;
-    match control.post("/v1/session/sleep").await? {
+    let path = match how {
+        None => "/v1/session/sleep",
+        Some(IdleAction::Suspend) => "/v1/session/sleep?how=suspend",
+        Some(IdleAction::Stop) => "/v1/session/sleep?how=stop",
+    };
+    match control.post(path).await? {
         SleepAnswer::NoVm => print("no VM: it was asleep already"),
-        SleepAnswer::Asleep { generation } => print(format!("asleep: VM {generation} is gone")),
+        SleepAnswer::Asleep { generation, how: IdleAction::Suspend } => {
+            print(format!("asleep: VM {generation} was suspended"))
+        }
+        SleepAnswer::Asleep { generation, how: IdleAction::Stop } => {
+            print(format!("asleep: VM {generation} was stopped"))
+        }
         SleepAnswer::Busy { holds } => {
             let holds: Vec<_> =
                 holds.iter().map(|hold| format!("{} ({})", hold.owner, hold.reason)).collect();
@@ -105,6 +119,36 @@ pub(crate) async fn sleep(context: &Context, named: Named) -> Done {
         SleepAnswer::Disabled => Err(Failure::new("this session never sleeps: its data is in memory")
             .hint("`dorm session terminate` ends it")),
         SleepAnswer::Failed { reason } => Err(Failure::new(format!("the sleep failed: {reason}"))),
+    }
+}
+
+/// Wakes the VM, for nothing else: its grace period begins at once.
+pub(crate) async fn resume(context: &Context, named: Named) -> Done {
+    let info = context.open(&context.pick(named.name)).await?;
+    let held = context.hold(&info, "dorm session resume".to_owned(), false).await?;
+    let info: SessionInfo = Endpoint::new(&info.control_socket).get("/v1/session").await?;
+    drop(held);
+    let generation = info.vm.generation;
+    print(match info.vm.how {
+        Some(How::Resume) => format!("VM {generation} is up, as it fell asleep"),
+        Some(How::Clone) => format!("VM {generation} is up, copied from a template"),
+        Some(How::Cold) | None => format!("VM {generation} is up, booted"),
+    })
+}
+
+pub(crate) async fn verify(context: &Context, named: Named) -> Done {
+    let name = context.pick(named.name);
+    let service = context.service().await?;
+    let answer = match service.verify(&name).await {
+        Ok(answer) => answer,
+        Err(error) => return Err(context.unknown(&service, &name, error).await),
+    };
+    match answer {
+        VerifyAnswer::NoSnapshot => print("no snapshot: the VM is up, or will be booted"),
+        VerifyAnswer::Intact => print("intact: the snapshot is what was put to sleep"),
+        VerifyAnswer::SumMade => print("the snapshot had no checksum yet; now it has"),
+        VerifyAnswer::Damaged { reason } => Err(Failure::new(format!("the snapshot is damaged: {reason}"))
+            .hint("nothing on the disk is lost: the next request boots from it")),
     }
 }
 

@@ -199,7 +199,7 @@ fn an_ephemeral_session_is_never_put_to_sleep() {
     assert_eq!(desk.session.next_deadline(), None);
     let request = RequestId(1);
     assert_eq!(
-        desk.act(Event::SleepRequested { request }),
+        desk.act(Event::SleepRequested { request, how: None }),
         [Action::AnswerSleep { request, outcome: SleepOutcome::Disabled }]
     );
 }
@@ -207,7 +207,7 @@ fn an_ephemeral_session_is_never_put_to_sleep() {
 #[test]
 fn a_request_to_sleep_is_answered_with_what_happened() {
     let request = RequestId(7);
-    let sleep = Event::SleepRequested { request };
+    let sleep = Event::SleepRequested { request, how: None };
     let answer = |outcome| Action::AnswerSleep { request, outcome };
     let mut desk = Desk::new(Config { grace: Grace::Never, ..Config::default() });
     assert_eq!(desk.act(sleep.clone()), [answer(SleepOutcome::NoVm)]);
@@ -227,6 +227,31 @@ fn a_request_to_sleep_is_answered_with_what_happened() {
     let ask = sleep_ask(&desk.act(Event::HooksDone { ask }));
     let outcome = SleepOutcome::Asleep { generation: g(1), how: SleepHow::Stop };
     assert_eq!(desk.act(Event::SleepDone { ask }), [answer(outcome)]);
+}
+
+#[test]
+fn a_sleep_is_by_the_means_that_was_asked_for_and_no_container_is_stopped() {
+    let request = RequestId(7);
+    let asked = |how| Event::SleepRequested { request, how: Some(how) };
+    let hows = |actions: &[Action]| -> Vec<StopHow> {
+        let how = |action: &Action| match action {
+            Action::RunStoppingHooks { how, .. } => Some(*how),
+            _ => None,
+        };
+        actions.iter().filter_map(how).collect()
+    };
+    for (config, how) in [(suspending(), SleepHow::Stop), (Config::default(), SleepHow::Suspend)] {
+        let mut desk = Desk::running(Config { grace: Grace::Never, ..config });
+        desk.release(1);
+        desk.act(asked(how));
+        assert_eq!(hows(&desk.counted(1, NOTHING)), [StopHow::Sleep(how)]);
+    }
+    let mut desk = Desk::running(Config { running: RunningContainers::Suspend, ..suspending() });
+    desk.release(1);
+    desk.act(asked(SleepHow::Stop));
+    assert_eq!(desk.counted(1, RUNNING), [Action::AnswerSleep { request, outcome: SleepOutcome::Busy }]);
+    desk.act(asked(SleepHow::Suspend));
+    assert_eq!(hows(&desk.counted(2, RUNNING)), [StopHow::Sleep(SleepHow::Suspend)]);
 }
 
 #[test]

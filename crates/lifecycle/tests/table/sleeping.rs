@@ -99,7 +99,7 @@ fn a_snapshot_that_is_never_sealed_is_no_snapshot() {
 fn a_suspend_that_fails_in_time_serves_those_who_waited_and_backs_off() {
     let (mut desk, ask) = Desk::stopping(suspending());
     desk.ask(2);
-    desk.act(Event::SleepRequested { request: RequestId(1) });
+    desk.act(Event::SleepRequested { request: RequestId(1), how: None });
     let failed = Event::SuspendFailed { ask, vm: AfterFailure::RunsOn, reason: "disk full".into() };
     assert_eq!(
         desk.act(failed.clone()),
@@ -193,7 +193,7 @@ fn a_vm_that_is_paused_cannot_shut_down_and_is_killed() {
 #[test]
 fn requests_to_sleep_that_come_late_join_the_sleep_under_way() {
     let (mut desk, ask) = Desk::committed(Config::default());
-    let request = |number| Event::SleepRequested { request: RequestId(number) };
+    let request = |number| Event::SleepRequested { request: RequestId(number), how: None };
     assert_eq!(desk.act(request(1)), []);
     let ask = sleep_ask(&desk.act(Event::HooksDone { ask }));
     for number in 2..=Limits::REQUESTS as u64 {

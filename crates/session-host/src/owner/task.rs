@@ -207,11 +207,11 @@ impl<M: Machines> Task<M> {
                     Some(Event::VmReady { generation, how, census })
                 }
             }
-            Message::Sleep { reply } => {
+            Message::Sleep { how, reply } => {
                 self.requests += 1;
                 let request = RequestId(self.requests);
                 self.sleepers.insert(request, reply);
-                Some(Event::SleepRequested { request })
+                Some(Event::SleepRequested { request, how })
             }
             Message::Engine { generation, events, execs, taken } => {
                 self.execs = (generation, execs);
@@ -289,7 +289,10 @@ impl<M: Machines> Task<M> {
                 if self.stale_since.is_some() {
                     self.publish();
                 }
-                let _ = reply.send(self.info.borrow().clone());
+                let mut info = self.info.borrow().clone();
+                // Its checksum is made while nothing else changes.
+                info.snapshot = view::snapshot(&self.facts, &info.vm);
+                let _ = reply.send(info);
             }
             Question::History(reply) => {
                 let _ = reply.send(self.history.entries().cloned().collect());
@@ -453,7 +456,9 @@ impl<M: Machines> Task<M> {
             SleepOutcome::NoVm => SleepAnswer::NoVm,
             SleepOutcome::Busy => SleepAnswer::Busy { holds: view::holds(&self.session) },
             SleepOutcome::Disabled => SleepAnswer::Disabled,
-            SleepOutcome::Asleep { generation, .. } => SleepAnswer::Asleep { generation: generation.0 },
+            SleepOutcome::Asleep { generation, how } => {
+                SleepAnswer::Asleep { generation: generation.0, how: view::idle_action(how) }
+            }
             SleepOutcome::Failed(reason) => failed(&reason),
             SleepOutcome::Terminated => failed("the session was terminated instead"),
             SleepOutcome::TooMany => failed("too many others asked for the same"),

@@ -1,6 +1,6 @@
 //! The grace period, and what ends it.
 
-use dormouse_api::{ChangeSettings, IdleTimeout, Phase, SleepAnswer};
+use dormouse_api::{ChangeSettings, IdleAction, IdleTimeout, Phase, SleepAnswer};
 use dormouse_lifecycle::{Census, Config, Event, Exit, Generation, Policy, Storage};
 
 use super::stage::{Call, Stage, granted, pass, seconds, took};
@@ -121,15 +121,15 @@ async fn an_engine_that_does_not_say_what_runs_is_asked_three_times_and_is_then_
 #[tokio::test(start_paused = true)]
 async fn whoever_asks_for_the_sleep_hears_what_came_of_it() {
     let mut stage = Stage::new();
-    assert_eq!(stage.owner.sleep().await, SleepAnswer::NoVm);
+    assert_eq!(stage.owner.sleep(None).await, SleepAnswer::NoVm);
     let (lease, _guest) = stage.up().await;
-    let SleepAnswer::Busy { holds } = stage.owner.sleep().await else { panic!("a lease holds") };
+    let SleepAnswer::Busy { holds } = stage.owner.sleep(None).await else { panic!("a lease holds") };
     assert_eq!((holds[0].owner.as_str(), holds[0].reason.as_str()), ("a test", "to see"));
     drop(lease);
     // With a container in it, which only the engine knows of.
     let asked = tokio::spawn({
         let owner = stage.owner.clone();
-        async move { owner.sleep().await }
+        async move { owner.sleep(None).await }
     });
     let count = stage.call().await;
     stage.counted(count, RUNNING);
@@ -137,23 +137,23 @@ async fn whoever_asks_for_the_sleep_hears_what_came_of_it() {
     stage.send(Event::ContainersChanged { generation: Generation(1), census: Census::default() });
     let asked = tokio::spawn({
         let owner = stage.owner.clone();
-        async move { owner.sleep().await }
+        async move { owner.sleep(None).await }
     });
     let (_, time) = took(stage.falls_asleep()).await;
     assert!(time < seconds(1), "without the grace period");
     stage.exits(1, Exit::GuestShutdown);
-    assert_eq!(asked.await.unwrap(), SleepAnswer::Asleep { generation: 1 });
-    assert_eq!(stage.owner.sleep().await, SleepAnswer::NoVm);
+    assert_eq!(asked.await.unwrap(), SleepAnswer::Asleep { generation: 1, how: IdleAction::Stop });
+    assert_eq!(stage.owner.sleep(None).await, SleepAnswer::NoVm);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_session_in_memory_never_sleeps() {
     let mut stage = Stage::with(Config { storage: Storage::Ephemeral, ..Config::default() });
     let (lease, _guest) = stage.up().await;
-    assert_eq!(stage.owner.sleep().await, SleepAnswer::Disabled);
+    assert_eq!(stage.owner.sleep(None).await, SleepAnswer::Disabled);
     drop(lease);
     stage.is_quiet_for(seconds(100_000)).await;
-    assert_eq!(stage.owner.sleep().await, SleepAnswer::Disabled);
+    assert_eq!(stage.owner.sleep(None).await, SleepAnswer::Disabled);
     assert_eq!(stage.phase().await, Phase::Running);
 }
 

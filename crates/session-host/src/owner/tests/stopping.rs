@@ -196,7 +196,7 @@ async fn whoever_asked_for_the_sleep_hears_of_the_termination_instead() {
     let (lease, _guest) = stage.up().await;
     drop(lease);
     let owner = stage.owner.clone();
-    let asked = tokio::spawn(async move { owner.sleep().await });
+    let asked = tokio::spawn(async move { owner.sleep(None).await });
     assert!(matches!(stage.call().await, Call::Count(_)));
     stage.send(Event::Terminate { reason: "a test".into() });
     let failed = SleepAnswer::Failed { reason: "the session was terminated instead".to_owned() };

@@ -17,6 +17,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::freeze::Freezer;
 use crate::port::Port;
+use crate::process::Processes;
 use crate::{console, datagrams, disk, engine, identity, process};
 use dormouse_agent_proto::EngineState;
 
@@ -34,6 +35,7 @@ pub(crate) struct Guest {
     pub(crate) steps: watch::Receiver<Vec<(String, u64)>>,
     pub(crate) power_off: mpsc::Sender<()>,
     pub(crate) freezer: Freezer,
+    pub(crate) processes: Processes,
     /// When a host was last connected, in nanoseconds of uptime.
     pub(crate) host_seen: watch::Sender<u64>,
 }
@@ -97,7 +99,7 @@ async fn serve_stream(mut stream: Stream, channel: Channel, guest: Arc<Guest>) {
     let _ = match request {
         Request::Dial(target) => dial(stream, target).await,
         _ if channel == Channel::Ports => refuse(stream, FailureCode::Invalid, "this port only dials").await,
-        Request::Run(wish) => process::run(stream, wish).await,
+        Request::Run(wish) => process::run(stream, wish, &guest.processes).await,
         Request::Watch => watch_guest(stream, &guest).await,
         Request::Hello { version, .. } if version != VERSION => {
             let message = format!("the guest speaks version {VERSION}, the host version {version}");
@@ -220,13 +222,15 @@ fn wake(guest: &Guest, unix_nanos: u64, identity: Option<&Identity>) -> Result<(
     clock.and(renewed)
 }
 
-/// Tells the steps so far, the engine's state, and then every change.
+/// Tells the steps so far, what runs, the engine's state, and then every change.
 async fn watch_guest(mut stream: Stream, guest: &Guest) -> Result<(), JsonError> {
     write_json(&mut stream, &Reply::Ok(Answer::Done)).await?;
     let (mut engine, mut steps) = (guest.engine.clone(), guest.steps.clone());
+    let mut processes = guest.processes.watch();
     let mut told = 0;
     engine.mark_changed();
     steps.mark_changed();
+    processes.mark_changed();
     loop {
         tokio::select! {
             biased;
@@ -237,6 +241,11 @@ async fn watch_guest(mut stream: Stream, guest: &Guest) -> Result<(), JsonError>
                 for (name, uptime_nanos) in new {
                     write_json(&mut stream, &GuestEvent::Step { name, uptime_nanos }).await?;
                 }
+            }
+            changed = processes.changed() => {
+                if changed.is_err() { return Ok(()) }
+                let running = Processes::list(&processes.borrow_and_update());
+                write_json(&mut stream, &GuestEvent::Running(running)).await?;
             }
             changed = engine.changed() => {
                 if changed.is_err() { return Ok(()) }

@@ -1,5 +1,6 @@
 //! Root processes: a program in the guest whose input and output are a stream of the agent channel.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::os::fd::OwnedFd;
 use std::os::unix::process::ExitStatusExt;
@@ -7,7 +8,8 @@ use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use dormouse_agent_proto::{
-    Answer, Failure, FailureCode, PROCESS_PAYLOAD_MAX, ProcessFrame, Reply, RunProcess, TerminalSize,
+    Answer, Failure, FailureCode, PROCESS_PAYLOAD_MAX, ProcessFrame, RUNNING_MAX, Reply, RunProcess,
+    RunningProcess, TerminalSize,
 };
 use dormouse_mux::{Stream, read_process_frame, write_json};
 use rustix::process::{Pid, Signal, kill_process_group};
@@ -15,7 +17,7 @@ use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{Winsize, tcsetwinsize};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::process::{Child, Command};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 
 /// How long a process whose client is gone has between SIGHUP and SIGKILL.
@@ -24,16 +26,61 @@ const HANG_UP_WITHIN: Duration = Duration::from_secs(10);
 /// Frames of output that wait for the client to read.
 const OUTPUT_QUEUE: usize = 16;
 
+/// Bytes of a process's command line that are told.
+const COMMAND_BYTES_MAX: usize = 100;
+
+/// The root processes that run: a host that didn't start them has to know of them.
+#[derive(Debug, Default)]
+pub(crate) struct Processes(watch::Sender<BTreeMap<u32, String>>);
+
+impl Processes {
+    pub(crate) fn watch(&self) -> watch::Receiver<BTreeMap<u32, String>> {
+        self.0.subscribe()
+    }
+
+    /// As they are told.
+    pub(crate) fn list(processes: &BTreeMap<u32, String>) -> Vec<RunningProcess> {
+        let told = |(pid, command): (&u32, &String)| RunningProcess { pid: *pid, command: command.clone() };
+        processes.iter().take(RUNNING_MAX).map(told).collect()
+    }
+
+    /// One more, until what this returns is dropped.
+    fn enter(&self, pid: u32, argv: &[String]) -> Running {
+        let mut command = argv.join(" ");
+        command.truncate(command.floor_char_boundary(COMMAND_BYTES_MAX));
+        self.0.send_modify(|processes| drop(processes.insert(pid, command)));
+        Running { pid, processes: self.0.clone() }
+    }
+}
+
+/// A process in the list.
+struct Running {
+    pid: u32,
+    processes: watch::Sender<BTreeMap<u32, String>>,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.processes.send_modify(|processes| drop(processes.remove(&self.pid)));
+    }
+}
+
 /// Starts the process, answers, and relays until it ends.
-pub(crate) async fn run(mut stream: Stream, wish: RunProcess) -> Result<(), dormouse_mux::JsonError> {
+pub(crate) async fn run(
+    mut stream: Stream,
+    wish: RunProcess,
+    processes: &Processes,
+) -> Result<(), dormouse_mux::JsonError> {
     let started = match start(&wish) {
         Ok(started) => started,
         Err(failure) => return write_json(&mut stream, &Reply::Err(failure)).await,
     };
     let pid = started.child.id().unwrap_or_default();
-    write_json(&mut stream, &Reply::Ok(Answer::Running { pid })).await?;
+    let running = processes.enter(pid, &wish.argv);
+    // A host that is gone by now is one whose process goes on, or is hung up on, like any other.
+    let _ = write_json(&mut stream, &Reply::Ok(Answer::Running { pid })).await;
     let (reader, writer) = tokio::io::split(stream);
-    relay(started, wish.detach, reader, writer).await;
+    relay(started, wish.detach, running, reader, writer).await;
     Ok(())
 }
 
@@ -142,7 +189,13 @@ fn look_up(user: &str) -> Option<(u32, u32)> {
     Some((uid, gid))
 }
 
-async fn relay(started: Started, detach: bool, reader: ReadHalf<Stream>, writer: WriteHalf<Stream>) {
+async fn relay(
+    started: Started,
+    detach: bool,
+    running: Running,
+    reader: ReadHalf<Stream>,
+    writer: WriteHalf<Stream>,
+) {
     let Started { mut child, stdin, stdout, stderr, terminal } = started;
     let group = child.id().and_then(|pid| Pid::from_raw(pid.cast_signed()));
     let (frames, queue) = mpsc::channel(OUTPUT_QUEUE);
@@ -156,6 +209,7 @@ async fn relay(started: Started, detach: bool, reader: ReadHalf<Stream>, writer:
         status = child.wait() => status,
         _ = receiving_ended(receiving), if !detach => hang_up(&mut child, group).await,
     };
+    drop(running);
     // What was written before the end comes before the end. A grandchild may keep a pipe open: not for ever.
     for output in outputs.into_iter().flatten() {
         let _ = timeout(Duration::from_secs(1), output).await;
@@ -203,6 +257,8 @@ fn exit_code(status: ExitStatus) -> i32 {
 async fn send(mut queue: mpsc::Receiver<ProcessFrame>, mut writer: WriteHalf<Stream>) {
     while let Some(frame) = queue.recv().await {
         if writer.write_all(&frame.encode()).await.is_err() || writer.flush().await.is_err() {
+            // A process that goes on without a host must not find its output closed.
+            while queue.recv().await.is_some() {}
             return;
         }
     }

@@ -12,6 +12,7 @@ use crate::agent::{Channel, Guest, serve_port, uptime_nanos};
 use crate::engine::Engine;
 use crate::freeze::Freezer;
 use crate::parameters::Parameters;
+use crate::process::Processes;
 use crate::steps::Steps;
 use crate::{console, disk, mounts, network, port};
 
@@ -44,6 +45,7 @@ async fn serve() -> Result<()> {
         steps: steps.subscribe(),
         power_off,
         freezer: Freezer::new(disk::MOUNT_POINT),
+        processes: Processes::default(),
         host_seen,
     };
     let guest = Arc::new(guest);

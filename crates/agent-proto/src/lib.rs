@@ -58,7 +58,7 @@ pub enum Request {
     Dial(Target),
     /// Run a root process.
     Run(RunProcess),
-    /// Tell what happens in the guest from now on. The present engine state comes first.
+    /// Tell what happens in the guest from now on. What runs and the present engine state come first, in this order.
     Watch,
     /// Flush every file system to the disk.
     Sync,
@@ -225,8 +225,22 @@ pub enum GuestEvent {
     },
     /// The engine's state changed.
     Engine(EngineState),
+    /// The root processes that run, [`RUNNING_MAX`] at most: all of them, at first and whenever one began or ended.
+    Running(Vec<RunningProcess>),
     /// Something is wrong, but the guest goes on.
     Warning(String),
+}
+
+/// Root processes that a guest tells of. It runs more, but only these are known to a host that didn't start them.
+pub const RUNNING_MAX: usize = 256;
+
+/// A root process that runs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunningProcess {
+    /// Process id in the guest.
+    pub pid: u32,
+    /// Program and arguments in one line, cut to 100 bytes.
+    pub command: String,
 }
 
 /// The engine as PID 1 sees it.

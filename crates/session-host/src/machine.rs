@@ -31,7 +31,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::bring_up::{BringUp, Order};
-pub(crate) use self::census::{census, engine_answer, stop_container};
+use self::census::census;
+pub(crate) use self::census::{engine_answer, first_census, stop_container};
 use self::guest::Ears;
 pub(crate) use self::guest::Guest;
 use self::sleep::Sleep;

@@ -12,6 +12,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use dormouse_agent_proto::RunningProcess;
 use dormouse_api::{ChangeSettings, HistoryEntry, SessionEvent, SessionInfo, SleepAnswer, Why};
 use dormouse_lifecycle::{
     Census, Claim, Config, EndReason, Event, Generation, LastVm, LeaseId, Policy, Refusal, SleepHow,
@@ -40,14 +41,16 @@ pub(crate) enum Message {
     /// Somebody wants a lease.
     Lease { claim: Claim, lease: LeaseId, reply: oneshot::Sender<Result<Granted, Refused>> },
     /// The guest answers and its engine lists.
-    Ready { generation: Generation, how: StartHow, agent: Agent },
+    Ready(Ready),
     /// A guest that was to be suspended runs on, on a new channel.
     Revived { generation: Generation, agent: Agent },
     /// Something is not as it should be: it was tried in vain, or the guest warns of it. For whoever woke the VM, and for
     /// the history.
     Note { generation: Generation, what: String },
     /// It was asked what runs, once ready.
-    FirstCensus { generation: Generation, how: StartHow, census: Census, agent: Agent },
+    FirstCensus { ready: Ready, census: Census },
+    /// A root process that an earlier host had started is gone.
+    ProcessEnded { generation: Generation, pid: u32 },
     /// Somebody wants the VM asleep.
     Sleep { how: Option<SleepHow>, reply: oneshot::Sender<SleepAnswer> },
     /// The engine tells what happened in it. Answered when it was taken in, so that a guest can't flood this inbox.
@@ -60,6 +63,16 @@ pub(crate) enum Message {
     Change(ChangeSettings),
     /// Somebody wants to know.
     Ask(Question),
+}
+
+/// A guest that answers, and whose engine lists.
+#[derive(Debug)]
+pub(crate) struct Ready {
+    pub(crate) generation: Generation,
+    pub(crate) how: StartHow,
+    pub(crate) agent: Agent,
+    /// Root processes that an earlier host had started.
+    pub(crate) processes: Vec<RunningProcess>,
 }
 
 /// What may be asked without waking anything.
@@ -185,7 +198,7 @@ impl Owner {
             trace: task.trace(),
             created,
             requests: Arc::new(Semaphore::new(REQUESTS_MAX)),
-            next: Arc::new(AtomicU64::new(1)),
+            next: task.lease_ids(),
         };
         Ok(Started { owner, jobs, task: tokio::spawn(task.run(inbox)) })
     }

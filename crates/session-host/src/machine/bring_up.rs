@@ -13,7 +13,6 @@ use std::sync::Arc;
 
 use dormouse_agent_proto::Identity;
 use dormouse_lifecycle::{Ask, Event, Exit, Generation, SleepHow, SnapshotFate, StartFrom, StartHow};
-use dormouse_mux::Watch;
 use dormouse_snapshot::{Origin, STATE, Seal};
 use dormouse_vm::{ExitCause, RunState, Vm, VmEvents, VmExit, VmRecord};
 use tokio::sync::watch;
@@ -21,12 +20,12 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::guest::{Guest, random};
+use super::guest::{Guest, Tidings, random};
 use super::pump::{Pump, discard_memory};
 use super::sleep::Sleep;
 use super::{Factory, PROGRESS_WITHIN, Purpose, Shared, Up};
 use crate::fault::point;
-use crate::owner::Message;
+use crate::owner::{Message, Ready};
 
 /// How many of the console's lines go into an error.
 const LAST_LINES: usize = 12;
@@ -54,7 +53,7 @@ pub(super) struct BringUp<F> {
 struct Risen {
     up: Up,
     how: StartHow,
-    watch: Watch,
+    tidings: Tidings,
     pump: JoinHandle<Option<VmExit>>,
 }
 
@@ -83,18 +82,19 @@ impl<F: Factory> BringUp<F> {
 
     /// The guest is up.
     async fn serve(self, risen: Risen, order: Order) {
-        let Risen { up, how, watch, pump } = risen;
+        let Risen { up, how, tidings, pump } = risen;
         let generation = self.generation;
         up.purpose.send_replace(Purpose::Serve);
         self.up.send_replace(Some(up.clone()));
         if let Order::PutToSleep(ask, by) = order {
             return Sleep { shared: self.shared, ask, up, present: self.up }.run(by).await;
         }
-        self.shared.inbox.send(Message::Ready { generation, how, agent: up.guest.agent.clone() });
+        let (agent, processes) = (up.guest.agent.clone(), tidings.processes.clone());
+        self.shared.inbox.send(Message::Ready(Ready { generation, how, agent, processes }));
         let gone = async {
             let _ = pump.await;
         };
-        up.guest.follow(watch, generation, self.shared.ears(how == StartHow::Resume), gone).await;
+        up.guest.follow(tidings, generation, self.shared.ears(how == StartHow::Resume), gone).await;
     }
 
     /// What an earlier host left is gone.
@@ -198,8 +198,8 @@ impl<F: Factory> BringUp<F> {
             run(&found.vm).await?;
             self.step("kernel");
             let guest = Guest::greet(&found.vm, deadline, None).await?;
-            let watch = guest.until_ready(deadline, |step| self.step(step), |words| self.warn(words)).await?;
-            Ok((guest, watch))
+            let tidings = guest.until_ready(deadline, |step| self.step(step), |words| self.warn(words)).await?;
+            Ok((guest, tidings))
         };
         let risen = self.unless_cancelled(rising).await;
         self.settle(found, StartHow::Cold, risen).await
@@ -235,8 +235,8 @@ impl<F: Factory> BringUp<F> {
             }
             point(faults, "resume.greeted").await;
             self.fit_disk(&found.vm, &guest).await?;
-            let watch = guest.until_ready(deadline, |_| {}, |words| self.warn(words)).await?;
-            Ok((guest, watch))
+            let tidings = guest.until_ready(deadline, |_| {}, |words| self.warn(words)).await?;
+            Ok((guest, tidings))
         };
         let risen = self.unless_cancelled(waking).await;
         self.settle(found, how, risen).await
@@ -257,11 +257,11 @@ impl<F: Factory> BringUp<F> {
         &self,
         found: Found,
         how: StartHow,
-        risen: Result<(Guest, Watch), String>,
+        risen: Result<(Guest, Tidings), String>,
     ) -> Result<Risen, String> {
         let Found { vm, purpose, pump } = found;
         let reason = match risen {
-            Ok((guest, watch)) => return Ok(Risen { up: Up { vm, guest, purpose }, how, watch, pump }),
+            Ok((guest, tidings)) => return Ok(Risen { up: Up { vm, guest, purpose }, how, tidings, pump }),
             Err(reason) => reason,
         };
         let last =

@@ -15,6 +15,9 @@ use crate::owner::{Inbox, Message};
 /// How much of an answer of the engine is read: a list of very many containers.
 const ANSWER_BYTES_MAX: u64 = 64 * 1024 * 1024;
 
+/// How long the engine may take to say which execs run.
+const EXECS_WITHIN: Duration = Duration::from_secs(15);
+
 /// How long the engine may take to stop a container.
 const STOPPED_WITHIN: Duration = Duration::from_secs(15);
 
@@ -25,9 +28,7 @@ pub(crate) async fn census(agent: &Agent) -> Result<Census, String> {
     struct Container {
         state: String,
     }
-    let answer = engine_answer(agent, "/containers/json?all=1").await?;
-    let containers: Vec<Container> = serde_json::from_slice(&answer)
-        .map_err(|error| format!("the engine's answer makes no sense: {error}"))?;
+    let containers: Vec<Container> = ask(agent, "/containers/json?all=1").await?;
     // A state that isn't known here may be one that works.
     Ok(Census::of(containers.iter().map(|container| match container.state.as_str() {
         "created" => ContainerState::Created,
@@ -38,6 +39,52 @@ pub(crate) async fn census(agent: &Agent) -> Result<Census, String> {
         "dead" => ContainerState::Dead,
         _ => ContainerState::Running,
     })))
+}
+
+/// The same, and the processes started by `exec` that run: those that an earlier host had heard of.
+pub(crate) async fn first_census(agent: &Agent) -> Result<Census, String> {
+    let census = census(agent).await?;
+    let execs = match timeout(EXECS_WITHIN, running_execs(agent)).await {
+        Ok(Ok(execs)) => u32::try_from(execs.len()).unwrap_or(u32::MAX),
+        Ok(Err(_)) | Err(_) => 0,
+    };
+    Ok(Census { execs, ..census })
+}
+
+/// Asks the engine for the processes started by `exec` that run: the container and the exec of each.
+async fn running_execs(agent: &Agent) -> Result<Vec<(String, String)>, String> {
+    #[derive(serde::Deserialize)]
+    #[serde(rename_all = "PascalCase")]
+    struct Listed {
+        id: String,
+    }
+    #[derive(serde::Deserialize)]
+    #[serde(rename_all = "PascalCase")]
+    struct Container {
+        #[serde(rename = "ExecIDs")]
+        exec_ids: Option<Vec<String>>,
+    }
+    #[derive(serde::Deserialize)]
+    #[serde(rename_all = "PascalCase")]
+    struct Exec {
+        running: bool,
+    }
+    let mut running = Vec::new();
+    // What was there a moment ago and is gone has no execs.
+    for Listed { id } in ask::<Vec<Listed>>(agent, "/containers/json").await? {
+        let container = ask::<Container>(agent, &format!("/containers/{id}/json")).await;
+        for exec in container.ok().and_then(|container| container.exec_ids).unwrap_or_default() {
+            if ask::<Exec>(agent, &format!("/exec/{exec}/json")).await.is_ok_and(|exec| exec.running) {
+                running.push((id.clone(), exec));
+            }
+        }
+    }
+    Ok(running)
+}
+
+async fn ask<T: serde::de::DeserializeOwned>(agent: &Agent, path: &str) -> Result<T, String> {
+    let answer = engine_answer(agent, path).await?;
+    serde_json::from_slice(&answer).map_err(|error| format!("the engine's answer makes no sense: {error}"))
 }
 
 /// What the engine answers to a read, if it answers with 200.
@@ -66,9 +113,14 @@ pub(super) async fn follow_containers(agent: Agent, inbox: Inbox, generation: Ge
         }
         let mut reader = EventReader::default();
         let mut buffer = [0; 16 * 1024];
-        // The first bytes are the answer's head: a count then makes up for what happened before the subscription.
+        let mut execs_are_known = false;
+        // The first bytes are the answer's head: what is asked then makes up for what happened before the subscription.
         while let Ok(count @ 1..) = stream.read(&mut buffer).await {
             let events = reader.read(&buffer[..count]);
+            if !execs_are_known && let Ok(Ok(execs)) = timeout(EXECS_WITHIN, running_execs(&agent)).await {
+                execs_are_known = true;
+                reader.found(execs);
+            }
             let (taken, is_taken) = oneshot::channel();
             inbox.send(Message::Engine { generation, events, execs: reader.running_execs(), taken });
             let _ = is_taken.await;

@@ -59,7 +59,20 @@ impl EventReader {
         events
     }
 
-    /// Execs that were seen to start and not to end.
+    /// Takes execs that began before the stream did, by their containers.
+    pub(super) fn found(&mut self, execs: Vec<(String, String)>) {
+        for (container, exec) in execs {
+            self.enter(container, exec);
+        }
+    }
+
+    fn enter(&mut self, container: String, exec: String) {
+        if self.execs.len() < CONTAINERS_MAX || self.execs.contains_key(&container) {
+            self.execs.entry(container).or_default().insert(exec);
+        }
+    }
+
+    /// Execs that were found or seen to start, and not seen to end.
     pub(super) fn running_execs(&self) -> u32 {
         u32::try_from(self.execs.values().map(BTreeSet::len).sum::<usize>()).unwrap_or(u32::MAX)
     }
@@ -77,8 +90,8 @@ impl EventReader {
                 Some(EngineEvent::Died { id })
             }
             ("container", "exec_start") => {
-                if self.execs.len() < CONTAINERS_MAX || self.execs.contains_key(&id) {
-                    self.execs.entry(id).or_default().extend(attributes.remove("execID"));
+                if let Some(exec) = attributes.remove("execID") {
+                    self.enter(id, exec);
                 }
                 None
             }
@@ -140,6 +153,11 @@ mod tests {
         assert_eq!(count("exec_die", "a"), 1);
         assert_eq!(count("exec_die", "unknown"), 1);
         assert_eq!(count("die", ""), 0);
+        let [one, two] = ["a", "b"].map(|exec| ("c2".to_owned(), exec.to_owned()));
+        reader.found(vec![one.clone(), two, one]);
+        assert_eq!(reader.running_execs(), 2);
+        reader.read(line("container", "exec_die", "c2", r#""execID":"b""#).as_bytes());
+        assert_eq!(reader.running_execs(), 1);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use dormouse_agent_proto::{Answer, EngineState, GuestEvent, Identity, Nonce, Target};
+use dormouse_agent_proto::{Answer, EngineState, GuestEvent, Identity, Nonce, RunningProcess, Target};
 use dormouse_lifecycle::{Event, Generation};
 use dormouse_mux::{Agent, Limits, Mux, Watch};
 use dormouse_vm::Vm;
@@ -31,6 +31,14 @@ pub(crate) struct Guest {
     pub(crate) boot: String,
     /// Cancelled when its channel is closed on purpose.
     pub(crate) quiet: CancellationToken,
+}
+
+/// What a guest tells while it serves.
+#[derive(Debug)]
+pub(crate) struct Tidings {
+    watch: Watch,
+    /// The root processes that ran when it was ready: those of an earlier host.
+    pub(super) processes: Vec<RunningProcess>,
 }
 
 impl Guest {
@@ -62,8 +70,9 @@ impl Guest {
         deadline: Instant,
         step: impl Fn(&str),
         warn: impl Fn(String),
-    ) -> Result<Watch, String> {
+    ) -> Result<Tidings, String> {
         let mut watch = self.agent.watch().await.map_err(|error| error.to_string())?;
+        let mut processes = Vec::new();
         loop {
             let until = deadline.min(Instant::now() + PROGRESS_WITHIN);
             let event = timeout_at(until, watch.next()).await;
@@ -72,11 +81,12 @@ impl Guest {
                 .map_err(|error| error.to_string())?;
             match event {
                 GuestEvent::Step { name, .. } => step(&name),
-                GuestEvent::Engine(EngineState::Ready) => return Ok(watch),
+                GuestEvent::Engine(EngineState::Ready) => return Ok(Tidings { watch, processes }),
                 GuestEvent::Engine(EngineState::Dead { details }) => {
                     return Err(format!("the engine did not start: {details}"));
                 }
                 GuestEvent::Engine(_) => {}
+                GuestEvent::Running(running) => processes = running,
                 GuestEvent::Warning(warning) => warn(warning),
             }
         }
@@ -86,7 +96,7 @@ impl Guest {
     /// lives on, is the loss of the engine.
     pub(super) async fn follow(
         self,
-        watch: Watch,
+        tidings: Tidings,
         generation: Generation,
         ears: Ears,
         gone: impl Future<Output = ()>,
@@ -97,7 +107,7 @@ impl Guest {
         let hearing = tokio::spawn(hear_events(self.agent.clone(), events, generation, heard_before));
         let _end_with_this = [AbortOnDrop(changes), AbortOnDrop(hearing), AbortOnDrop(publishing)];
         let reason = tokio::select! {
-            reason = follow_engine(watch, &self.agent, generation, &inbox) => reason,
+            reason = follow(tidings, &self.agent, generation, &inbox) => reason,
             () = self.quiet.cancelled() => return,
         };
         // A VM that ends takes its channel along, and its exit says more.
@@ -148,8 +158,10 @@ impl Drop for AbortOnDrop {
     }
 }
 
-/// Tells when the engine dies for good; ends with the channel, and says why that ended.
-async fn follow_engine(mut watch: Watch, agent: &Agent, generation: Generation, inbox: &Inbox) -> String {
+/// Tells when an earlier host's root process ends, and when the engine dies for good; ends with the channel, and says why
+/// that ended.
+async fn follow(tidings: Tidings, agent: &Agent, generation: Generation, inbox: &Inbox) -> String {
+    let Tidings { mut watch, mut processes } = tidings;
     loop {
         match watch.next().await {
             Ok(GuestEvent::Engine(EngineState::Dead { details })) => {
@@ -158,6 +170,13 @@ async fn follow_engine(mut watch: Watch, agent: &Agent, generation: Generation, 
             Ok(GuestEvent::Engine(EngineState::Restarting { details })) => {
                 tracing::warn!(generation = generation.0, details, "the engine is being restarted");
             }
+            Ok(GuestEvent::Running(running)) => processes.retain(|process| {
+                let runs = running.contains(process);
+                if !runs {
+                    inbox.send(Message::ProcessEnded { generation, pid: process.pid });
+                }
+                runs
+            }),
             Ok(_) => {}
             Err(_) => return agent.closed().await,
         }

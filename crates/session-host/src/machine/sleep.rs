@@ -13,13 +13,12 @@ use std::time::Duration;
 
 use dormouse_agent_proto::Target;
 use dormouse_lifecycle::{AfterFailure, Ask, Event, SleepHow};
-use dormouse_mux::Watch;
 use dormouse_snapshot::{Origin, STATE, Seal};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 
 use super::bring_up::blocking;
-use super::guest::Guest;
+use super::guest::{Guest, Tidings};
 use super::pump::discard_memory;
 use super::{Factory, PROGRESS_WITHIN, Purpose, Shared, Up};
 use crate::fault::point;
@@ -107,31 +106,31 @@ impl<F: Factory> Sleep<F> {
     async fn run_on(self, reason: String) {
         let (ask, generation) = (self.ask, self.ask.generation);
         match self.revive().await {
-            Ok((up, watch)) => {
+            Ok((up, tidings)) => {
                 // Before the failure: whoever waited is served by this guest.
                 self.shared.inbox.send(Message::Revived { generation, agent: up.guest.agent.clone() });
                 let vm = AfterFailure::RunsOn;
                 self.shared.tell(Event::SuspendFailed { ask, vm, reason: reason.into() });
                 let gone = async move { up.vm.ended().await };
-                up.guest.clone().follow(watch, generation, self.shared.ears(true), gone).await;
+                up.guest.clone().follow(tidings, generation, self.shared.ears(true), gone).await;
             }
             Err(error) => self.lost(format!("{reason}; and it does not run on: {error}")).await,
         }
     }
 
     /// Lets the vCPUs run, and asks the guest anew who it is.
-    async fn revive(&self) -> Result<(Up, Watch), String> {
+    async fn revive(&self) -> Result<(Up, Tidings), String> {
         let Up { vm, guest, purpose } = &self.up;
         guest.quiet.cancel();
         let _ = timeout(HANG_UP_WITHIN, guest.agent.close()).await;
         vm.cont().await.map_err(|error| error.to_string())?;
         let deadline = Instant::now() + PROGRESS_WITHIN;
         let guest = Guest::greet(vm, deadline, None).await?;
-        let watch =
+        let tidings =
             guest.until_ready(deadline, |_| {}, |words| self.shared.note(self.ask.generation, words)).await?;
         let up = Up { vm: Arc::clone(vm), guest, purpose: purpose.clone() };
         self.present.send_replace(Some(up.clone()));
-        Ok((up, watch))
+        Ok((up, tidings))
     }
 
     async fn lost(&self, reason: String) {

@@ -2,18 +2,19 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use dormouse_api::{ChangeSettings, Fact, HistoryEntry, SessionEvent, SessionInfo, SleepAnswer};
 use dormouse_lifecycle::{
-    Action, Actions, Ask, Config, Durable, EndReason, Event, Generation, LeaseId, PhaseName, Record, Refusal,
-    RequestId, Session, SleepHow, SleepOutcome, StartHow, TerminationReason,
+    Action, Actions, Ask, Census, Claim, Config, Durable, EndReason, Event, Generation, HoldKind, LeaseId,
+    PhaseName, Policy, Record, Refusal, RequestId, Session, SleepHow, SleepOutcome, TerminationReason,
 };
 use dormouse_mux::Agent;
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep_until, timeout};
 
-use super::{EngineEvent, Facts, Granted, Inbox, Message, Question};
+use super::{EngineEvent, Facts, Granted, Inbox, Message, Question, Ready};
 use crate::clock::{due, now};
 use crate::hooks::{self, Hooks, Job, Reply, Verdict};
 use crate::journal::Journal;
@@ -39,6 +40,9 @@ const VETTED_MAX: usize = 256;
 /// Warnings of one VM that are kept.
 const WARNINGS_MAX: usize = 64;
 
+/// A VM whose engine hasn't said by then what runs is up all the same.
+const FIRST_CENSUS_WITHIN: Duration = Duration::from_secs(30);
+
 /// Watchers may see a lease that comes and goes so late: a client that makes many requests doesn't wait for what each of
 /// them looks like.
 const PUBLISH_WITHIN: Duration = Duration::from_millis(2);
@@ -49,6 +53,20 @@ struct Guest {
     generation: Generation,
     agent: Agent,
     ended: watch::Sender<Option<EndReason>>,
+}
+
+/// The holds of root processes that an earlier host had started, by process id.
+#[derive(Debug, Default)]
+struct Left {
+    generation: Generation,
+    processes: BTreeMap<u32, LeaseId>,
+}
+
+impl Left {
+    /// The hold of a process that is gone.
+    fn take_if_of(&mut self, generation: Generation, pid: u32) -> Option<LeaseId> {
+        if generation == self.generation { self.processes.remove(&pid) } else { None }
+    }
 }
 
 pub(super) struct Task<M> {
@@ -73,6 +91,9 @@ pub(super) struct Task<M> {
     waker: Option<LeaseId>,
     /// Processes started by `exec` that run, and in which VM.
     execs: (Generation, u32),
+    /// Root processes that run though the host that started them is gone.
+    left: Left,
+    lease_ids: Arc<AtomicU64>,
     /// Containers whose start the hooks were asked about, by the name or id that was given.
     vetted: VecDeque<String>,
     info: watch::Sender<SessionInfo>,
@@ -108,6 +129,8 @@ impl<M: Machines> Task<M> {
             warnings: Vec::new(),
             waker: None,
             execs: (Generation(0), 0),
+            left: Left::default(),
+            lease_ids: Arc::new(AtomicU64::new(1)),
             vetted: VecDeque::new(),
             info: watch::channel(view::info(&facts, &session, config)).0,
             stale_since: None,
@@ -118,6 +141,11 @@ impl<M: Machines> Task<M> {
 
     pub(super) fn info(&self) -> watch::Receiver<SessionInfo> {
         self.info.subscribe()
+    }
+
+    /// Where leases get their numbers.
+    pub(super) fn lease_ids(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.lease_ids)
     }
 
     pub(super) fn trace(&self) -> SharedTrace {
@@ -181,8 +209,8 @@ impl<M: Machines> Task<M> {
                 self.waiting.insert(lease, reply);
                 Some(Event::LeaseRequested { lease, claim })
             }
-            Message::Ready { generation, how, agent } => {
-                self.take_first_census(generation, how, agent);
+            Message::Ready(ready) => {
+                self.take_first_census(ready);
                 None
             }
             Message::Revived { generation, agent } => {
@@ -195,17 +223,10 @@ impl<M: Machines> Task<M> {
                 self.warn(generation, what);
                 None
             }
-            Message::FirstCensus { generation, how, census, agent } => {
-                // One that ended meanwhile must not take the place of its successor.
-                if !self.is_awaited(generation) {
-                    return None;
-                }
-                self.guest = Some(Guest { generation, agent, ended: watch::channel(None).0 });
-                if self.adopting.take_if(|adopting| *adopting == generation).is_some() {
-                    Some(Event::VmAdopted { generation, census, holds: Vec::new() })
-                } else {
-                    Some(Event::VmReady { generation, how, census })
-                }
+            Message::FirstCensus { ready, census } => self.ready(ready, census),
+            Message::ProcessEnded { generation, pid } => {
+                let lease = self.left.take_if_of(generation, pid)?;
+                Some(Event::LeaseDropped { lease })
             }
             Message::Sleep { how, reply } => {
                 self.requests += 1;
@@ -274,13 +295,43 @@ impl<M: Machines> Task<M> {
 
     /// What runs in it is part of being ready: a VM with containers has a hold from its first moment. An engine that
     /// doesn't say is asked again before any sleep.
-    fn take_first_census(&self, generation: Generation, how: StartHow, agent: Agent) {
+    fn take_first_census(&self, ready: Ready) {
         let inbox = self.inbox.clone();
         tokio::spawn(async move {
-            let counted = tokio::time::timeout(Duration::from_secs(30), crate::machine::census(&agent)).await;
+            let counted = timeout(FIRST_CENSUS_WITHIN, crate::machine::first_census(&ready.agent)).await;
             let census = counted.unwrap_or_else(|_| Err("no answer in time".to_owned())).unwrap_or_default();
-            inbox.send(Message::FirstCensus { generation, how, census, agent });
+            inbox.send(Message::FirstCensus { ready, census });
         });
+    }
+
+    /// The VM serves from now on. What runs in it that an earlier host had started holds it as it did then.
+    fn ready(&mut self, ready: Ready, census: Census) -> Option<Event> {
+        let Ready { generation, how, agent, processes } = ready;
+        // One that ended meanwhile must not take the place of its successor.
+        if !self.is_awaited(generation) {
+            return None;
+        }
+        self.guest = Some(Guest { generation, agent, ended: watch::channel(None).0 });
+        self.execs = (generation, census.execs);
+        let holds: Vec<_> = processes
+            .into_iter()
+            .map(|process| (process.pid, LeaseId(self.lease_ids.fetch_add(1, Ordering::Relaxed)), process.command))
+            .collect();
+        self.left = Left { generation, processes: holds.iter().map(|(pid, lease, _)| (*pid, *lease)).collect() };
+        let claim = |command: String| Claim {
+            kind: HoldKind::RootProcess,
+            policy: Policy::ExistingOnly,
+            owner: "an earlier host's client".into(),
+            reason: command.into(),
+        };
+        let holds = holds.into_iter().map(|(_, lease, command)| (lease, claim(command)));
+        if self.adopting.take_if(|adopting| *adopting == generation).is_some() {
+            return Some(Event::VmAdopted { generation, census, holds: holds.collect() });
+        }
+        for (lease, claim) in holds {
+            self.inbox.send(Message::Event(Event::LeaseRequested { lease, claim }));
+        }
+        Some(Event::VmReady { generation, how, census })
     }
 
     fn answer(&mut self, question: Question) {

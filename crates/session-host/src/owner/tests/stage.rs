@@ -6,7 +6,7 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use dormouse_agent_proto::{Answer, ProcessFrame, Reply as AgentReply, Request, Target};
+use dormouse_agent_proto::{Answer, ProcessFrame, Reply as AgentReply, Request, RunningProcess, Target};
 use dormouse_api::link::HostSettings;
 use dormouse_api::{CrashPolicy, HistoryEntry, IdleAction, IdleTimeout, Phase, SessionId, SessionInfo};
 use dormouse_lifecycle::{
@@ -29,7 +29,7 @@ use crate::hooks::{self, Job, Jobs, Verdict};
 use crate::host::Served;
 use crate::lease::Refused;
 use crate::machine::Machines;
-use crate::owner::{Claimant, Facts, HeldLease, Inbox, Message, Owner, Started};
+use crate::owner::{Claimant, Facts, HeldLease, Inbox, Message, Owner, Ready, Started};
 use crate::state;
 
 /// Nothing that is waited for takes longer, on the stopped clock.
@@ -202,9 +202,20 @@ impl Stage {
 
     pub(super) fn ready_as(&self, generation: u64, how: StartHow) -> Guest {
         let guest = Guest::new();
-        let generation = Generation(generation);
-        self.inbox().send(Message::Ready { generation, how, agent: guest.agent() });
+        self.comes_up(generation, how, &guest, Vec::new());
         guest
+    }
+
+    /// A VM comes up with this guest, in which these processes of an earlier host run.
+    pub(super) fn comes_up(
+        &self,
+        generation: u64,
+        how: StartHow,
+        guest: &Guest,
+        processes: Vec<RunningProcess>,
+    ) {
+        let (generation, agent) = (Generation(generation), guest.agent());
+        self.inbox().send(Message::Ready(Ready { generation, how, agent, processes }));
     }
 
     /// A session whose first VM is up, and the lease that it was started for.
@@ -382,6 +393,8 @@ pub(super) struct Guest {
     agent: Agent,
     /// States of its containers.
     pub(super) containers: Arc<Mutex<Vec<&'static str>>>,
+    /// Whether each exec in its first container runs.
+    pub(super) execs: Arc<Mutex<Vec<bool>>>,
     /// What its process does.
     pub(super) process: watch::Sender<Process>,
     /// Signals that its process got.
@@ -409,17 +422,19 @@ impl Guest {
         let (host, guest) = duplex(1024 * 1024);
         let guest = Mux::server(guest, Limits::AGENT);
         let containers = Arc::new(Mutex::new(states.to_vec()));
+        let execs = Arc::default();
         let process = watch::channel(Process::Obeys).0;
         let signals = Arc::new(Mutex::new(Vec::new()));
-        let stage = (Arc::clone(&containers), process.clone(), Arc::clone(&signals));
+        let engine = Engine { containers: Arc::clone(&containers), execs: Arc::clone(&execs) };
+        let stage = (engine, process.clone(), Arc::clone(&signals));
         tokio::spawn(async move {
             while let Some(stream) = guest.accept().await {
-                let (containers, process, signals) = stage.clone();
-                tokio::spawn(serve(stream, containers, process.subscribe(), signals));
+                let (engine, process, signals) = stage.clone();
+                tokio::spawn(serve(stream, engine, process.subscribe(), signals));
             }
         });
         let mux = Mux::client(host, Limits::AGENT);
-        Self { agent: Agent::new(mux.clone(), mux), containers, process, signals }
+        Self { agent: Agent::new(mux.clone(), mux), containers, execs, process, signals }
     }
 
     pub(super) fn agent(&self) -> Agent {
@@ -427,9 +442,34 @@ impl Guest {
     }
 }
 
+/// What the guest's engine tells.
+#[derive(Clone)]
+struct Engine {
+    containers: Arc<Mutex<Vec<&'static str>>>,
+    execs: Arc<Mutex<Vec<bool>>>,
+}
+
+impl Engine {
+    fn answer(&self, path: &str) -> serde_json::Value {
+        let execs = self.execs.lock().expect("no panic");
+        let number = |prefix: &str| path.strip_prefix(prefix)?.strip_suffix("/json")?.parse::<usize>().ok();
+        if let Some(exec) = number("/exec/") {
+            return serde_json::json!({ "Running": execs.get(exec) });
+        }
+        if let Some(container) = number("/containers/") {
+            let of_it = if container == 0 { execs.len() } else { 0 };
+            let ids: Vec<_> = (0..of_it).map(|exec| exec.to_string()).collect();
+            return serde_json::json!({ "ExecIDs": ids });
+        }
+        let containers = self.containers.lock().expect("no panic");
+        let entry = |(id, state): (usize, &&str)| serde_json::json!({ "Id": id.to_string(), "State": state });
+        containers.iter().enumerate().map(entry).collect()
+    }
+}
+
 async fn serve(
     mut stream: dormouse_mux::Stream,
-    containers: Arc<Mutex<Vec<&'static str>>>,
+    engine: Engine,
     process: watch::Receiver<Process>,
     signals: Arc<Mutex<Vec<i32>>>,
 ) {
@@ -451,13 +491,8 @@ async fn serve(
                 let Ok(byte) = stream.read_u8().await else { return };
                 head.push(byte);
             }
-            let list: Vec<_> = containers
-                .lock()
-                .expect("no panic")
-                .iter()
-                .map(|state| serde_json::json!({ "State": state }))
-                .collect();
-            let body = serde_json::to_string(&list).expect("json");
+            let head = String::from_utf8_lossy(&head).into_owned();
+            let body = engine.answer(head.split(' ').nth(1).unwrap_or_default());
             let _ = stream.write_all(format!("HTTP/1.0 200 OK\r\n\r\n{body}").as_bytes()).await;
             let _ = stream.shutdown().await;
         }

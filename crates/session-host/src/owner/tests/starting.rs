@@ -1,7 +1,10 @@
 //! Bring-ups, and what goes wrong with them.
 
-use dormouse_api::{Phase, SessionState};
-use dormouse_lifecycle::{Census, Event, Exit, Generation, LastVm, Policy, StartHow};
+use dormouse_agent_proto::RunningProcess;
+use dormouse_api::{HoldKind, Phase, SessionState};
+use dormouse_lifecycle::{
+    Census, Config, Event, Exit, Generation, LastVm, Policy, RunningContainers, SleepHow, StartHow,
+};
 
 use super::stage::{Call, Guest, Stage, granted, pass, refused, seconds, took};
 use crate::owner::Message;
@@ -146,7 +149,7 @@ async fn what_is_told_of_an_earlier_vm_does_nothing_to_the_present_one() {
     drop(stale);
     let other = granted(stage.ask(Policy::Acquire)).await;
     assert_eq!(other.generation(), 2);
-    assert_eq!(list(&other).await, r#"[{"State":"running"}]"#);
+    assert_eq!(list(&other).await, r#"[{"Id":"0","State":"running"}]"#);
 }
 
 async fn list(lease: &crate::lease::Lease) -> String {
@@ -169,11 +172,7 @@ async fn a_vm_that_outlived_its_host_is_taken_over_with_what_runs_in_it() {
     let asked = stage.ask(Policy::Acquire);
     stage.is_quiet_for(seconds(5)).await;
     let guest = Guest::with(&["running"]);
-    stage.inbox().send(Message::Ready {
-        generation: Generation(1),
-        how: StartHow::Cold,
-        agent: guest.agent(),
-    });
+    stage.comes_up(1, StartHow::Cold, &guest, Vec::new());
     let lease = granted(asked).await;
     assert_eq!(lease.generation(), 1);
     drop(lease);
@@ -182,6 +181,71 @@ async fn a_vm_that_outlived_its_host_is_taken_over_with_what_runs_in_it() {
     assert_eq!((info.vm.generation, info.vm.start_count, info.holds.len()), (1, 1, 1), "its container holds");
     assert_eq!(stage.history().await, ["start 1", "adopt 1"]);
     assert_eq!(stage.told().await, [] as [&str; 0], "hooks were told by the host that started it");
+}
+
+fn left_over(pid: u32, command: &str) -> RunningProcess {
+    RunningProcess { pid, command: command.to_owned() }
+}
+
+/// What holds, as kind and reason.
+async fn holds(stage: &Stage) -> Vec<(HoldKind, String)> {
+    stage.owner.present().await.holds.into_iter().map(|hold| (hold.kind, hold.reason)).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn root_processes_and_execs_of_an_earlier_host_hold_the_vm_that_is_taken_over() {
+    // Running containers alone would not hold it.
+    let (running, idle_action) = (RunningContainers::Suspend, SleepHow::Suspend);
+    let mut stage = Stage::with(Config { running, idle_action, ..Config::default() });
+    let (lease, _guest) = stage.up().await;
+    let mut stage = stage.host_dies().await;
+    drop(lease);
+    assert_eq!(stage.call().await, Call::Adopt(1));
+    let guest = Guest::with(&["running"]);
+    *guest.execs.lock().unwrap() = vec![false, true];
+    stage.comes_up(1, StartHow::Cold, &guest, vec![left_over(7, "make all"), left_over(8, "sleep 9")]);
+    stage.becomes(Phase::Running).await;
+    let expected = [
+        (HoldKind::RootProcess, "make all".to_owned()),
+        (HoldKind::RootProcess, "sleep 9".to_owned()),
+        (HoldKind::Container, "1 running".to_owned()),
+        (HoldKind::Exec, "1 running".to_owned()),
+    ];
+    assert_eq!(holds(&stage).await, expected);
+    // A new lease is none of theirs.
+    drop(granted(stage.ask(Policy::Acquire)).await);
+    assert_eq!(holds(&stage).await, expected);
+    let ended = |generation, pid| Message::ProcessEnded { generation: Generation(generation), pid };
+    stage.inbox().send(ended(1, 7));
+    assert_eq!(holds(&stage).await, expected[1..]);
+    for nobody in [ended(1, 7), ended(0, 8), ended(2, 8)] {
+        stage.inbox().send(nobody);
+    }
+    assert_eq!(holds(&stage).await, expected[1..]);
+    stage.inbox().send(ended(1, 8));
+    stage.is_quiet_for(seconds(3600)).await;
+    assert_eq!(holds(&stage).await, expected[2..], "the exec holds");
+    let (taken, is_taken) = tokio::sync::oneshot::channel();
+    stage.inbox().send(Message::Engine { generation: Generation(1), events: Vec::new(), execs: 0, taken });
+    is_taken.await.unwrap();
+    let census = Census { active: 1, ..Census::default() };
+    stage.send(Event::ContainersChanged { generation: Generation(1), census });
+    let count = stage.call().await;
+    assert!(matches!(count, Call::Count(_)), "{count:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_root_process_that_was_suspended_with_its_vm_holds_it_when_it_is_woken() {
+    let mut stage = Stage::new();
+    let asked = stage.ask(Policy::Acquire);
+    assert_eq!(stage.call().await, Call::Start(1));
+    let guest = Guest::with(&[]);
+    stage.comes_up(1, StartHow::Resume, &guest, vec![left_over(7, "make all")]);
+    drop(granted(asked).await);
+    stage.is_quiet_for(seconds(3600)).await;
+    assert_eq!(holds(&stage).await, [(HoldKind::RootProcess, "make all".to_owned())]);
+    stage.inbox().send(Message::ProcessEnded { generation: Generation(1), pid: 7 });
+    stage.falls_asleep().await;
 }
 
 #[tokio::test(start_paused = true)]

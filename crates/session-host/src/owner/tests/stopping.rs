@@ -340,7 +340,7 @@ async fn a_vm_that_is_revived_after_a_failed_suspend_is_reached_over_its_new_cha
     stream.write_all(b"GET / HTTP/1.0\r\n\r\n").await.unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await.unwrap();
-    assert!(answer.ends_with(r#"[{"State":"running"}]"#), "{answer}");
+    assert!(answer.ends_with(r#"[{"Id":"0","State":"running"}]"#), "{answer}");
 }
 
 #[tokio::test(start_paused = true)]

@@ -6,6 +6,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::error::Failure;
 use crate::operation::Operation;
+use crate::output::warn;
 use crate::progress::tell_steps;
 
 /// The session of a command line. Nothing is asked of anybody before it is needed.
@@ -85,7 +86,7 @@ impl Context {
         quiet: bool,
     ) -> Result<Upgraded, Failure> {
         let steps = if quiet { None } else { Some(tell_steps(Service::watch(info).await?)) };
-        let held = Endpoint::new(&info.control_socket).hold(&Hold { reason }).await;
+        let held = Endpoint::new(&info.control_socket).warning(warn).hold(&Hold { reason }).await;
         drop(steps);
         Ok(held?)
     }

@@ -11,6 +11,7 @@ use tokio::time::timeout;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::error::Failure;
+use crate::output::warn;
 
 /// Longest wait for the word why a VM is gone.
 const REASON_WITHIN: Duration = Duration::from_secs(5);
@@ -47,7 +48,7 @@ impl Operation {
 
     fn new(info: &SessionInfo, lost: watch::Receiver<bool>, kept: AbortOnDropHandle<()>) -> Self {
         Self {
-            engine: Engine::new(&info.docker_socket),
+            engine: Engine::new(&info.docker_socket).warning(warn),
             control: Endpoint::new(&info.control_socket),
             began: Timestamp::now(),
             lost,

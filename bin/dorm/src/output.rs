@@ -12,6 +12,11 @@ pub(crate) fn print(text: impl AsRef<str>) -> Done {
     Ok(SUCCESS)
 }
 
+/// Says what is not as it should be.
+pub(crate) fn warn(words: &str) {
+    eprintln!("warning: {words}");
+}
+
 /// Prints a result as indented JSON.
 pub(crate) fn print_json(value: &impl Serialize) -> Done {
     print(serde_json::to_string_pretty(value).map_err(Failure::new)?)

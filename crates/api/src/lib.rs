@@ -46,6 +46,10 @@ mod name;
 mod session;
 mod template;
 
+/// The header with which an answer tells, to the client whose request woke the VM and to nobody else, what was not as it
+/// should be then. There may be several.
+pub const WARNING_HEADER: &str = "Dormouse-Warning";
+
 pub use error::{ApiError, ErrorCode};
 pub use event::{Fact, SessionEvent, VmEnd, Why};
 pub use name::{DEFAULT_SESSION, NAME_BYTES_MAX, NameError, SessionId, SessionName};

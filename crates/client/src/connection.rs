@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use dormouse_api::{ApiError, ErrorCode, Hold};
+use dormouse_api::{ApiError, ErrorCode, Hold, WARNING_HEADER};
 use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::body::{Body, Bytes, Incoming};
@@ -27,6 +27,17 @@ pub type Upgraded = TokioIo<hyper::upgrade::Upgraded>;
 #[derive(Debug, Clone)]
 pub struct Endpoint {
     socket: PathBuf,
+    warn: Warn,
+}
+
+/// Takes what was not as it should be when a call woke the VM.
+pub type Warn = fn(&str);
+
+/// Tells what an answer warns of.
+pub(crate) fn tell_warnings<B>(response: &Response<B>, warn: Warn) {
+    for value in response.headers().get_all(WARNING_HEADER) {
+        warn(&String::from_utf8_lossy(value.as_bytes()));
+    }
 }
 
 /// Why a call failed.
@@ -61,7 +72,13 @@ impl Endpoint {
     /// The service that listens on this socket.
     #[must_use]
     pub fn new(socket: impl Into<PathBuf>) -> Self {
-        Self { socket: socket.into() }
+        Self { socket: socket.into(), warn: |_| {} }
+    }
+
+    /// The same, which tells what answers warn of.
+    #[must_use]
+    pub fn warning(self, warn: Warn) -> Self {
+        Self { warn, ..self }
     }
 
     /// Sends a request without a body and reads the answer.
@@ -135,6 +152,7 @@ impl Endpoint {
     ) -> Result<Response<Incoming>, ClientError> {
         let mut sender = connect(&self.socket).await?;
         let response = sender.send_request(request(method, path, body, protocol)?).await?;
+        tell_warnings(&response, self.warn);
         match (response.status(), protocol) {
             (StatusCode::SWITCHING_PROTOCOLS, Some(_)) => Ok(response),
             (status, None) if status.is_success() => Ok(response),

@@ -16,8 +16,8 @@ use hyper_util::rt::TokioIo;
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::Value;
 
-use crate::connection::{collect, connect};
-use crate::{ClientError, JsonLines, Upgraded};
+use crate::connection::{collect, connect, tell_warnings};
+use crate::{ClientError, JsonLines, Upgraded, Warn};
 
 /// The version of Docker's API that is spoken: that of the engine in the guest image.
 pub const DOCKER_API: &str = "v1.45";
@@ -26,6 +26,7 @@ pub const DOCKER_API: &str = "v1.45";
 #[derive(Debug, Clone)]
 pub struct Engine {
     socket: PathBuf,
+    warn: Warn,
 }
 
 /// Why a call of the engine failed.
@@ -144,7 +145,13 @@ impl Engine {
     /// The engine behind this socket.
     #[must_use]
     pub fn new(socket: impl Into<PathBuf>) -> Self {
-        Self { socket: socket.into() }
+        Self { socket: socket.into(), warn: |_| {} }
+    }
+
+    /// The same, which tells what answers warn of.
+    #[must_use]
+    pub fn warning(self, warn: Warn) -> Self {
+        Self { warn, ..self }
     }
 
     /// Asks for a JSON document.
@@ -230,7 +237,9 @@ impl Engine {
         };
         let request = request.body(body).map_err(|error| ClientError::Answer(error.to_string()))?;
         let mut sender = connect(&self.socket).await?;
-        Ok(sender.send_request(request).await.map_err(ClientError::from)?)
+        let response = sender.send_request(request).await.map_err(ClientError::from)?;
+        tell_warnings(&response, self.warn);
+        Ok(response)
     }
 }
 
@@ -338,5 +347,36 @@ mod tests {
         let target = Target::of("containers", "a b?/../x", "/json").with("filters", r#"{"a b":{"ü":true}}"#);
         let encoded = "%7B%22a+b%22%3A%7B%22%C3%BC%22%3Atrue%7D%7D";
         assert_eq!(target.text(), format!("/containers/a%20b%3F/../x/json?filters={encoded}"));
+    }
+
+    /// Gives every client that connects this answer.
+    fn answering(folder: &std::path::Path, answer: &'static str) -> PathBuf {
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+        let path = folder.join("socket");
+        let listener = tokio::net::UnixListener::bind(&path).unwrap();
+        tokio::spawn(async move {
+            while let Ok((mut client, _)) = listener.accept().await {
+                let mut head = Vec::new();
+                while !head.ends_with(b"\r\n\r\n") {
+                    head.push(client.read_u8().await.unwrap());
+                }
+                client.write_all(answer.as_bytes()).await.unwrap();
+            }
+        });
+        path
+    }
+
+    #[tokio::test]
+    async fn what_an_answer_warns_of_is_told_by_whoever_asks_to_hear_it() {
+        static HEARD: std::sync::Mutex<Vec<String>> = std::sync::Mutex::new(Vec::new());
+        let hear: Warn = |words| HEARD.lock().unwrap().push(words.to_owned());
+        let folder = tempfile::tempdir().unwrap();
+        let answer = "HTTP/1.1 200 OK\r\nDormouse-Warning: one\r\nContent-Length: 2\r\ndormouse-warning: two\r\n\r\n[]";
+        let socket = answering(folder.path(), answer);
+        let quiet: Value = Engine::new(&socket).get("/containers/json").await.unwrap();
+        assert!(quiet == serde_json::json!([]) && HEARD.lock().unwrap().is_empty());
+        let _: Value = Engine::new(&socket).warning(hear).get("/containers/json").await.unwrap();
+        let _: Value = crate::Endpoint::new(&socket).warning(hear).get("/v1/session").await.unwrap();
+        assert_eq!(*HEARD.lock().unwrap(), ["one", "two", "one", "two"]);
     }
 }

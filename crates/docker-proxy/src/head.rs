@@ -55,30 +55,35 @@ pub struct RequestHead {
 impl RequestHead {
     /// The same request with this body, of a plain length, right behind its head.
     pub(crate) fn with_body(mut self, body: &[u8]) -> Self {
-        let mut bytes = BytesMut::with_capacity(self.bytes.len() + body.len());
-        for line in self.bytes.split_inclusive(|byte| *byte == b'\n') {
-            let name = line.split(|byte| *byte == b':').next().unwrap_or_default();
-            let says_how = ["content-length", "transfer-encoding", "trailer", "expect"]
-                .iter()
-                .any(|framing| name.eq_ignore_ascii_case(framing.as_bytes()));
-            if line == b"\r\n" {
-                bytes.extend_from_slice(format!("Content-Length: {}\r\n\r\n", body.len()).as_bytes());
-            } else if !says_how {
-                bytes.extend_from_slice(line);
-            }
-        }
-        bytes.extend_from_slice(body);
-        self.bytes = bytes.freeze();
+        self.bytes = with_body(&self.bytes, body);
         self.framing = BodyFraming::Empty;
         self.expects_continue = false;
         self
     }
 }
 
+/// A head and this body behind it, of a plain length.
+fn with_body(head: &[u8], body: &[u8]) -> Bytes {
+    let mut bytes = BytesMut::with_capacity(head.len() + body.len());
+    for line in head.split_inclusive(|byte| *byte == b'\n') {
+        let name = line.split(|byte| *byte == b':').next().unwrap_or_default();
+        let says_how = ["content-length", "transfer-encoding", "trailer", "expect"]
+            .iter()
+            .any(|framing| name.eq_ignore_ascii_case(framing.as_bytes()));
+        if line == b"\r\n" {
+            bytes.extend_from_slice(format!("Content-Length: {}\r\n\r\n", body.len()).as_bytes());
+        } else if !says_how {
+            bytes.extend_from_slice(line);
+        }
+    }
+    bytes.extend_from_slice(body);
+    bytes.freeze()
+}
+
 /// A response's head.
 #[derive(Debug, Clone)]
 pub struct ResponseHead {
-    /// As it came, the empty line included.
+    /// As it came, the empty line included; with the body behind it if that was read as well.
     pub bytes: Bytes,
     /// The status code.
     pub status: u16,
@@ -89,6 +94,20 @@ pub struct ResponseHead {
 }
 
 impl ResponseHead {
+    /// The same response with these lines, which end with a line end each, at the end of its head.
+    pub(crate) fn with_lines(mut self, lines: &[u8]) -> Self {
+        let (head, end) = self.bytes.split_at(self.bytes.len() - 2);
+        self.bytes = [head, lines, end].concat().into();
+        self
+    }
+
+    /// The same response with this body, of a plain length, right behind its head.
+    pub(crate) fn with_body(mut self, body: &[u8]) -> Self {
+        self.bytes = with_body(&self.bytes, body);
+        self.framing = BodyFraming::Empty;
+        self
+    }
+
     /// A head before the actual one, such as `100 Continue`. `101` is no such: after it the protocol changes.
     #[must_use]
     pub fn is_interim(&self) -> bool {

@@ -15,6 +15,7 @@ mod mounts;
 mod publish;
 mod relay;
 mod stream;
+mod warnings;
 
 pub use chunked::{ChunkError, ChunkScanner, EXTENSION_BYTES_MAX, TRAILER_BYTES_MAX};
 pub use class::{Class, started_by, version_of};
@@ -26,3 +27,4 @@ pub use head::{
 };
 pub use mounts::Mount;
 pub use relay::{QUIET_AFTER, STALLED_AFTER, serve};
+pub use warnings::header_values;

@@ -29,7 +29,7 @@ use crate::engine::{Answer, Engine, Lease};
 use crate::framing::{BodyFraming, BodyScanner};
 use crate::head::{HeadError, HeadScanner, RequestHead, ResponseHead, parse_response};
 use crate::stream::{Patience, splice};
-use crate::{mounts, publish};
+use crate::{mounts, publish, warnings};
 
 /// A client that is waited for so long holds no more: it may be a stopped process, or a pager that nobody scrolls.
 pub const STALLED_AFTER: Duration = Duration::from_secs(10 * 60);
@@ -37,9 +37,8 @@ pub const STALLED_AFTER: Duration = Duration::from_secs(10 * 60);
 /// An answer that is only watched holds no more after so much silence.
 pub const QUIET_AFTER: Duration = Duration::from_secs(10);
 
-/// Warnings that one answer carries, and how long each may be, in bytes: clients read heads of a bounded size.
-const WARNINGS_MAX: usize = 16;
-const WARNING_BYTES_MAX: usize = 512;
+/// An answer of the engine that is read whole, to add to it, has at most so many bytes.
+const ANSWER_BYTES_MAX: usize = 1024 * 1024;
 
 /// How a request ended.
 enum Next {
@@ -109,7 +108,7 @@ async fn exchange<'client, E: Engine>(
         session: engine,
         request,
         class,
-        warnings: warning_headers(lease.warnings()),
+        warnings: lease.warnings().to_vec(),
         reader,
         writer,
         pending,
@@ -186,28 +185,13 @@ struct Relaying<'a, 'client, E> {
     session: &'a E,
     request: &'a RequestHead,
     class: Class,
-    /// Lines that are added to the answer's head.
-    warnings: Vec<u8>,
+    /// What is to be told in the answer.
+    warnings: Vec<String>,
     reader: &'a mut ReadHalf<'client>,
     writer: &'a mut WriteHalf<'client>,
     pending: &'a mut BytesMut,
     answered: &'a mut bool,
     patience: &'a Patience,
-}
-
-/// Warnings as lines of a head. Whoever wrote them may not write other headers.
-fn warning_headers(warnings: &[String]) -> Vec<u8> {
-    let mut lines = String::new();
-    for warning in warnings.iter().take(WARNINGS_MAX) {
-        let printable = warning.chars().map(|letter| match letter {
-            ' '..='~' => letter,
-            _ => ' ',
-        });
-        lines.push_str("Dormouse-Warning: ");
-        lines.extend(printable.take(WARNING_BYTES_MAX));
-        lines.push_str("\r\n");
-    }
-    lines.into_bytes()
 }
 
 /// What follows an answer's head.
@@ -243,10 +227,12 @@ impl<E: Engine> Relaying<'_, '_, E> {
                     patience.of(STALLED_AFTER, writer.write_all(&head.bytes)).await?;
                     continue;
                 }
-                // The empty line that ends the head comes after what is added to it.
-                let (lines, end) = head.bytes.split_at(head.bytes.len() - 2);
-                let told = [lines, &warnings, end].concat();
-                patience.of(STALLED_AFTER, writer.write_all(&told)).await?;
+                let head = if warnings.is_empty() {
+                    head
+                } else {
+                    answer.with_warnings(head, request, &warnings, &mut from_engine).await?
+                };
+                patience.of(STALLED_AFTER, writer.write_all(&head.bytes)).await?;
                 break head;
             };
             if response.status == 101
@@ -336,6 +322,51 @@ struct EngineAnswer {
 }
 
 impl EngineAnswer {
+    /// The answer with what there is to be told: in its head, and in the body of one whose clients show it.
+    async fn with_warnings(
+        &mut self,
+        head: ResponseHead,
+        request: &RequestHead,
+        warnings: &[String],
+        engine: &mut (impl AsyncRead + Unpin),
+    ) -> Result<ResponseHead, Broken> {
+        let head = head.with_lines(&warnings::header_lines(warnings));
+        let path = request.target.split('?').next().unwrap_or_default();
+        if !path.ends_with("/containers/create") || head.status != 201 {
+            return Ok(head);
+        }
+        let body = self.body(head.framing, engine).await?;
+        let told = warnings::add_to_created(&body, warnings);
+        Ok(head.with_body(&told.unwrap_or(body)))
+    }
+
+    /// The whole body, within bounds.
+    async fn body(
+        &mut self,
+        framing: BodyFraming,
+        engine: &mut (impl AsyncRead + Unpin),
+    ) -> Result<Vec<u8>, Broken> {
+        let (mut scanner, mut body) = (BodyScanner::new(framing), Vec::new());
+        loop {
+            let used = scanner
+                .advance(&self.bytes, |part| body.extend_from_slice(part))
+                .map_err(|error| Broken::refused(502, error))?;
+            let _ = self.bytes.split_to(used);
+            if scanner.is_done() {
+                return Ok(body);
+            }
+            if body.len() > ANSWER_BYTES_MAX {
+                return Err(Broken::refused(502, "the engine's answer is too long"));
+            }
+            if engine.read_buf(&mut self.bytes).await.map_err(unreachable)? == 0 {
+                return match scanner.is_until_close() {
+                    true => Ok(body),
+                    false => Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
+                };
+            }
+        }
+    }
+
     /// The next head. Cancel-safe: what was read stays here.
     async fn head(
         &mut self,

@@ -5,14 +5,14 @@ use std::time::Duration;
 
 use axum::body::{Body, Bytes};
 use axum::extract::{Query, Request, State};
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use dormouse_agent_proto::RunProcess;
 use dormouse_api::{
     ApiError, ErrorCode, HistoryEntry, Hold, IdleAction, Phase, Pin, SessionInfo, SessionState, SleepAnswer,
-    WaitFor, Why,
+    WARNING_HEADER, WaitFor, Why,
 };
 use dormouse_lifecycle::{Event, HoldKind, PinId};
 use dormouse_vm::ConsoleLine;
@@ -213,9 +213,16 @@ async fn body<T: serde::de::DeserializeOwned>(request: &mut Request) -> Result<T
     serde_json::from_slice(&bytes).map_err(|error| invalid(&error))
 }
 
-fn switching(protocol: &'static str) -> Response {
+/// Another protocol from here on, and what is to be told to whoever woke the VM.
+fn switching(protocol: &'static str, warnings: &[String]) -> Response {
     let headers = [(header::CONNECTION, "upgrade"), (header::UPGRADE, protocol)];
-    (StatusCode::SWITCHING_PROTOCOLS, headers).into_response()
+    let mut response = (StatusCode::SWITCHING_PROTOCOLS, headers).into_response();
+    for value in dormouse_docker_proxy::header_values(warnings) {
+        if let (Ok(name), Ok(value)) = (HeaderName::try_from(WARNING_HEADER), HeaderValue::try_from(value)) {
+            response.headers_mut().append(name, value);
+        }
+    }
+    response
 }
 
 async fn hold(State(served): State<Served>, mut request: Request) -> Result<Response, Failed> {
@@ -227,6 +234,7 @@ async fn hold(State(served): State<Served>, mut request: Request) -> Result<Resp
         reason,
     };
     let lease = served.owner.lease(claimant).await?;
+    let answer = switching("dorm-hold", lease.warnings());
     tokio::spawn(async move {
         let Ok(upgraded) = hyper::upgrade::on(&mut request).await else { return };
         let mut connection = TokioIo::new(upgraded);
@@ -238,7 +246,7 @@ async fn hold(State(served): State<Served>, mut request: Request) -> Result<Resp
             () = served.end.cancelled() => {}
         }
     });
-    Ok(switching("dorm-hold"))
+    Ok(answer)
 }
 
 async fn run(State(served): State<Served>, mut request: Request) -> Result<Response, Failed> {
@@ -253,11 +261,12 @@ async fn run(State(served): State<Served>, mut request: Request) -> Result<Respo
     let failed = |error: dormouse_mux::AgentError| Failed(ApiError::new(ErrorCode::Invalid, error));
     let detach = process.detach;
     let process = lease.run(process).await.map_err(failed)?;
+    let answer = switching("dorm-process", lease.warnings());
     tokio::spawn(async move {
         let Ok(upgraded) = hyper::upgrade::on(&mut request).await else { return };
         root_process::attend(TokioIo::new(upgraded), process, detach, lease, served.end).await;
     });
-    Ok(switching("dorm-process"))
+    Ok(answer)
 }
 
 #[derive(serde::Deserialize)]

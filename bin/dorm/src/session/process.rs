@@ -14,6 +14,7 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::container::variables::environment;
 use crate::context::Context;
 use crate::error::{Done, Failure, SUCCESS};
+use crate::output::warn;
 use crate::stream::input;
 use crate::terminal::{RawMode, size};
 
@@ -91,7 +92,7 @@ impl Place {
         };
         let operation = context.reading().await?;
         let info = context.open(&context.pick(None)).await?;
-        let control = Endpoint::new(&info.control_socket);
+        let control = Endpoint::new(&info.control_socket).warning(warn);
         operation
             .during(async {
                 let stream = control.upgrade(Method::POST, "/v1/run", &process, "dorm-process").await?;

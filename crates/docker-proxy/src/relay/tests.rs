@@ -63,7 +63,8 @@ impl Engine for Script {
             Some(refusal) => Err(refusal.clone()),
             None => {
                 self.held.send_modify(|held| *held += 1);
-                let warnings = if request.target == "/woke" { vec![WARNING.to_owned()] } else { Vec::new() };
+                let warnings =
+                    if request.target.contains("woke") { vec![WARNING.to_owned()] } else { Vec::new() };
                 Ok(Held { script: self.clone(), strong: true, warnings })
             }
         }
@@ -186,6 +187,37 @@ async fn warnings_are_told_in_the_answer_to_the_request_that_woke_and_can_forge_
         engine.write_all(format!("{answer}ok").as_bytes()).await.unwrap();
         expect(&mut stage.client, &format!("{head}ok")).await;
     }
+    stage.leave().await;
+}
+
+#[tokio::test]
+async fn warnings_are_in_the_body_as_well_where_clients_show_them() {
+    let created =
+        |name| format!("POST /v1.45/containers/create?name={name} HTTP/1.1\r\nContent-Length: 2\r\n\r\n{{}}");
+    let plain = "HTTP/1.1 201 Created\r\nApi-Version: 1.45\r\n";
+    let header = "Dormouse-Warning: a volume  X-Evil: is gone\r\n";
+    let body = r#"{"Id":"c1","Warnings":["a volume\r\nX-Evil: is gone"]}"#;
+    let told = format!("{plain}{header}Content-Length: {}\r\n\r\n{body}", body.len());
+    let body = r#"{"Id":"c1","Warnings":[]}"#;
+    let length = format!("{plain}Content-Length: {}\r\n\r\n{body}", body.len());
+    let chunked = format!("{plain}Transfer-Encoding: chunked\r\n\r\n{:x}\r\n{body}\r\n0\r\n\r\n", body.len());
+    let mut stage = stage(None);
+    for (name, answer, told) in
+        [("woke", &length, &told), ("woke", &chunked, &told), ("other", &length, &length)]
+    {
+        let mut engine = stage.ask(&created(name)).await;
+        // In two pieces, as an engine may answer.
+        let (first, second) = answer.split_at(answer.len() - 10);
+        engine.write_all(first.as_bytes()).await.unwrap();
+        tokio::task::yield_now().await;
+        engine.write_all(second.as_bytes()).await.unwrap();
+        expect(&mut stage.client, told).await;
+    }
+    // What isn't created has the engine's words.
+    let mut engine = stage.ask(&created("woke")).await;
+    let refused = "HTTP/1.1 409 Conflict\r\nContent-Length: 2\r\n";
+    engine.write_all(format!("{refused}\r\nno").as_bytes()).await.unwrap();
+    expect(&mut stage.client, &format!("{refused}{header}\r\nno")).await;
     stage.leave().await;
 }
 

@@ -70,6 +70,33 @@ async fn warnings_go_to_the_client_that_woke_the_vm_and_to_nobody_else() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_token_or_process_that_woke_the_vm_is_told_its_warnings_in_the_answers_head() {
+    const UPGRADE: &str = "Connection: Upgrade\r\nUpgrade: dorm\r\n";
+    for (line, body) in
+        [("POST /v1/hold", r#"{"reason":"a build"}"#), ("POST /v1/run", r#"{"argv":["sleep","1000"]}"#)]
+    {
+        let mut stage = Stage::new();
+        let mut client = stage.connect();
+        let asked = async { request(&mut client, line, UPGRADE, body).await };
+        let starting = async {
+            assert_eq!(stage.call().await, Call::Start(1));
+            for what in ["a volume\r\nis gone", "so is another"] {
+                stage.inbox().send(Message::Note { generation: Generation(1), what: what.to_owned() });
+            }
+            stage.ready(1)
+        };
+        let (answer, _guest) = tokio::join!(asked, starting);
+        let header = dormouse_api::WARNING_HEADER.to_ascii_lowercase();
+        for words in ["a volume  is gone", "so is another"] {
+            assert!(answer.contains(&format!("\r\n{header}: {words}\r\n")), "{answer}");
+        }
+        let mut other = stage.connect();
+        let answer = request(&mut other, line, UPGRADE, body).await;
+        assert!(answer.starts_with("http/1.1 101") && !answer.contains(&header), "{answer}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_container_is_started_only_if_no_hook_objects_and_is_told_of_once() {
     let mut stage = Stage::new();
     let (_lease, _guest) = stage.up().await;

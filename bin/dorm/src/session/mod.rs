@@ -5,6 +5,7 @@ mod list;
 mod logs;
 mod process;
 pub(crate) mod settings;
+mod sleep;
 mod state;
 mod told;
 
@@ -32,8 +33,8 @@ pub(crate) enum Session {
     /// Terminate sessions, and remove them with their storage.
     #[command(visible_alias = "remove")]
     Rm(state::Remove),
-    /// Put a session's VM to sleep now, if nothing holds it awake.
-    Sleep(state::Named),
+    /// Wait for a session's VM to fall asleep, and tell what came of it.
+    Sleep(sleep::Sleep),
     /// Put a session's VM to sleep now, with everything in memory, if nothing holds it awake.
     Suspend(state::Named),
     /// Put a session's VM to sleep now by shutting it down, if nothing runs in it.
@@ -75,9 +76,9 @@ pub(crate) async fn run(context: &Context, command: Session) -> Done {
         Session::Start(named) => state::start(context, named).await,
         Session::Terminate(named) => state::terminate(context, named).await,
         Session::Rm(remove) => remove.run(context).await,
-        Session::Sleep(named) => state::sleep(context, named, None).await,
-        Session::Suspend(named) => state::sleep(context, named, Some(IdleAction::Suspend)).await,
-        Session::Stop(named) => state::sleep(context, named, Some(IdleAction::Stop)).await,
+        Session::Sleep(sleep) => sleep.run(context).await,
+        Session::Suspend(named) => sleep::now(context, named, Some(IdleAction::Suspend)).await,
+        Session::Stop(named) => sleep::now(context, named, Some(IdleAction::Stop)).await,
         Session::Resume(named) => state::resume(context, named).await,
         Session::Verify(named) => state::verify(context, named).await,
         Session::DockerHost(named) => state::docker_host(context, named).await,

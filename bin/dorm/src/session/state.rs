@@ -1,9 +1,7 @@
 //! Commands that change a session's state, or wait for one.
 
 use clap::{Args, ValueEnum};
-use dormouse_api::{
-    How, IdleAction, Phase, SessionInfo, SessionName, SessionState, SleepAnswer, VerifyAnswer,
-};
+use dormouse_api::{How, Phase, SessionInfo, SessionName, SessionState, VerifyAnswer};
 use dormouse_client::Endpoint;
 
 use crate::context::Context;
@@ -93,33 +91,6 @@ pub(crate) async fn terminate(context: &Context, named: Named) -> Done {
 pub(crate) async fn docker_host(context: &Context, named: Named) -> Done {
     let info = context.open(&context.pick(named.name)).await?;
     print(format!("unix://{}", info.docker_socket.display()))
-}
-
-/// By the means that is named, else by that of the settings.
-pub(crate) async fn sleep(context: &Context, named: Named, how: Option<IdleAction>) -> Done {
-    let control = context.control(&context.pick(named.name)).await?;
-    let path = match how {
-        None => "/v1/session/sleep",
-        Some(IdleAction::Suspend) => "/v1/session/sleep?how=suspend",
-        Some(IdleAction::Stop) => "/v1/session/sleep?how=stop",
-    };
-    match control.post(path).await? {
-        SleepAnswer::NoVm => print("no VM: it was asleep already"),
-        SleepAnswer::Asleep { generation, how: IdleAction::Suspend } => {
-            print(format!("asleep: VM {generation} was suspended"))
-        }
-        SleepAnswer::Asleep { generation, how: IdleAction::Stop } => {
-            print(format!("asleep: VM {generation} was stopped"))
-        }
-        SleepAnswer::Busy { holds } => {
-            let holds: Vec<_> =
-                holds.iter().map(|hold| format!("{} ({})", hold.owner, hold.reason)).collect();
-            Err(Failure::new(format!("held awake by {}", holds.join(", "))))
-        }
-        SleepAnswer::Disabled => Err(Failure::new("this session never sleeps: its data is in memory")
-            .hint("`dorm session terminate` ends it")),
-        SleepAnswer::Failed { reason } => Err(Failure::new(format!("the sleep failed: {reason}"))),
-    }
 }
 
 /// Wakes the VM, for nothing else: its grace period begins at once.

@@ -198,7 +198,8 @@ impl<F: Factory> BringUp<F> {
             run(&found.vm).await?;
             self.step("kernel");
             let guest = Guest::greet(&found.vm, deadline, None).await?;
-            let tidings = guest.until_ready(deadline, |step| self.step(step), |words| self.warn(words)).await?;
+            let tidings =
+                guest.until_ready(deadline, |step| self.step(step), |words| self.warn(words)).await?;
             Ok((guest, tidings))
         };
         let risen = self.unless_cancelled(rising).await;

@@ -315,9 +315,12 @@ impl<M: Machines> Task<M> {
         self.execs = (generation, census.execs);
         let holds: Vec<_> = processes
             .into_iter()
-            .map(|process| (process.pid, LeaseId(self.lease_ids.fetch_add(1, Ordering::Relaxed)), process.command))
+            .map(|process| {
+                (process.pid, LeaseId(self.lease_ids.fetch_add(1, Ordering::Relaxed)), process.command)
+            })
             .collect();
-        self.left = Left { generation, processes: holds.iter().map(|(pid, lease, _)| (*pid, *lease)).collect() };
+        self.left =
+            Left { generation, processes: holds.iter().map(|(pid, lease, _)| (*pid, *lease)).collect() };
         let claim = |command: String| Claim {
             kind: HoldKind::RootProcess,
             policy: Policy::ExistingOnly,

@@ -94,11 +94,24 @@ fn a_termination_that_lost_its_host_arrives() {
 }
 
 #[test]
+fn a_termination_that_lost_its_host_while_a_vm_was_brought_up_arrives() {
+    let mut desk = Desk::new(Config::default());
+    desk.ask(1);
+    desk.act(Event::Terminate { reason: "asked".into() });
+    let mut desk = Desk::restored(Config::default(), desk.persisted);
+    assert_eq!(desk.ask(2), [refused(2, Refusal::Terminating)]);
+    assert_eq!(desk.due(), [Action::KillVm { generation: g(1) }]);
+    desk.exited(1);
+    assert_eq!(desk.session.termination().map(|end| &*end.details), Some("asked"));
+}
+
+#[test]
 fn a_vm_that_could_not_be_killed_is_remembered() {
     let (mut desk, _) = Desk::stopping(Config::default());
-    while desk.session.next_deadline().is_some() {
+    for _ in 0..=Limits::KILLS {
         desk.due();
     }
+    assert_eq!(desk.session.next_deadline(), None, "it is given up");
     let mut desk = Desk::restored(Config::default(), desk.persisted);
     assert_eq!(desk.ask(2), [refused(2, Refusal::VmStuck { generation: g(1) })]);
     desk.exited(1);

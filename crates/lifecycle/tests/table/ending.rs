@@ -58,6 +58,17 @@ fn three_crashes_within_five_minutes_put_off_the_next_try() {
 }
 
 #[test]
+fn a_crash_is_forgotten_after_five_minutes() {
+    let mut desk = Desk::running(Config::default());
+    desk.exited(1);
+    desk.ask(2);
+    desk.ready(2);
+    desk.wait(Duration::from_secs(300));
+    desk.exited(2);
+    assert_eq!(desk.persisted.crashes.len(), 1, "{:?}", desk.persisted.crashes);
+}
+
+#[test]
 fn a_start_by_name_does_not_wait_for_the_back_off() {
     let mut desk = Desk::new(Config::default());
     for generation in 1..=3 {

@@ -273,14 +273,11 @@ fn a_vm_that_stays_paused_is_given_up_as_crashed() {
     let mut desk = Desk::running(Config::default());
     let begin = desk.now;
     desk.act(Event::VmPaused { generation: g(1), reason: "no space".into() });
-    let actions = loop {
-        let actions = desk.due();
-        if actions != [Action::ResumeVm { generation: g(1) }] {
-            break actions;
-        }
-    };
+    let tries: Vec<_> = (0..60).map(|_| desk.due()).collect();
+    let (actions, tries) = tries.split_last().unwrap();
+    assert!(tries.iter().all(|actions| *actions == [Action::ResumeVm { generation: g(1) }]), "{tries:?}");
     assert_eq!(desk.now.since(begin), Duration::from_secs(300));
-    assert!(kills(&actions, 1), "{actions:?}");
+    assert!(kills(actions, 1), "{actions:?}");
     desk.exited(1);
     assert_eq!(
         desk.session.termination().map(|end| (end.cause, &*end.details)),

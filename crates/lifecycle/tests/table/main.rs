@@ -2,6 +2,7 @@
 //! `dormouse-lifecycle-model`.
 
 mod adopting;
+mod checking;
 mod desk;
 mod ending;
 mod idling;

@@ -206,6 +206,36 @@ async fn a_vm_that_the_host_has_no_memory_for_is_refused_with_what_to_do() -> Re
     start_fails(&stage, &session, &["MiB of memory", "give the session less memory"]).await
 }
 
+/// In a namespace, where files are root's whoever runs this: other hooks of the machine are not run.
+#[test]
+fn a_session_that_a_hook_of_the_machine_forbids_is_not_made_and_no_end_is_told() -> Result<()> {
+    if in_mount_namespace("a_session_that_a_hook_of_the_machine_forbids_is_not_made_and_no_end_is_told")? {
+        return Ok(());
+    }
+    let stage = tokio::runtime::Runtime::new()?.block_on(async { Stage::new() })?;
+    let hooks = stage.home().join("etc/hooks.d");
+    fs::create_dir_all(&hooks)?;
+    let hook = hooks.join("10-test");
+    let told = stage.home().join("told");
+    let script = "echo $1 >> TOLD; [ $1 != session-created ] || { echo 'not on Sundays' >&2; exit 1; }";
+    let script = script.replace("TOLD", &told.to_string_lossy());
+    fs::write(&hook, format!("#!/bin/sh\n{script}\n"))?;
+    for (path, mode) in [(&hooks, 0o755), (&hook, 0o755)] {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode))?;
+    }
+    refused(&stage, &["session", "create", "a"], &["a hook refused the session: not on Sundays"])?;
+    for folder in ["data/sessions", "run"] {
+        let left = fs::read_dir(stage.home().join(folder))?.map(|entry| Ok(entry?.path()));
+        let left = left.collect::<Result<Vec<_>>>()?;
+        ensure!(!left.iter().any(|path| path.is_dir()), "{left:?}");
+    }
+    fs::remove_file(&hook)?;
+    ensure!(dorm(&stage, &["session", "create", "a"])?.status.success());
+    let told = fs::read_to_string(told)?;
+    ensure!(told == "session-created\n", "of a session that never was this was told: {told}");
+    Ok(())
+}
+
 #[test]
 fn a_disk_of_the_host_that_is_full_is_named_before_anything_is_started() -> Result<()> {
     if in_mount_namespace("a_disk_of_the_host_that_is_full_is_named_before_anything_is_started")? {

@@ -14,7 +14,7 @@ use anyhow::{Context, Result, ensure};
 use dormouse_agent_proto::RunProcess;
 use dormouse_api::{
     ChangeSettings, CreateSession, HistoryEntry, Hold, HoldKind, IdleTimeout, Phase, SessionInfo,
-    SessionState, SleepAnswer, TerminationReason,
+    SessionState, SleepAnswer, TerminationReason, Why,
 };
 use dormouse_client::Endpoint;
 use dormouse_lifecycle::{Event, PhaseName, Trace};
@@ -25,15 +25,17 @@ use http::Method;
 use rustix::process::{Signal, kill_process};
 
 /// Commands of the thrash.
-const COMMANDS: usize = 40;
+const COMMANDS: usize = if cfg!(feature = "long") { 200 } else { 40 };
 
 /// Each window has to be met so often.
 const MET_LEAST: usize = 5;
 
-/// A hook that does what files in the session's folder say: `slow` holds a stop up, `hang` for ever, `fail` fails it.
+/// A hook that does what files in the session's folder say: `slow` holds a stop up, `hang` for ever, `fail` fails it, and
+/// `veto` refuses the start of a container.
 const HOOK: &str = r#"#!/bin/sh
 cd "$(dirname "$0")/.." || exit 1
 echo "$1" >> told
+if [ "$1" = container-starting ] && [ -e veto ]; then echo "not on Sundays" >&2; exit 1; fi
 [ "$1" = vm-stopping ] || exit 0
 if [ -e hang ]; then sleep 1000; fi
 if [ -e fail ]; then echo "it can't be" >&2; exit 3; fi
@@ -112,12 +114,16 @@ async fn a_sessions_life_goes_as_promised_whatever_happens_to_it() -> Result<()>
     let play = Play::new(2).await?;
     the_timer_runs_from_the_last_use_and_each_use_sets_it_back(&play).await?;
     a_changed_setting_counts_at_once(&play).await?;
+    a_sleep_that_is_asked_for_waits_its_time_or_comes_at_once(&play).await?;
     a_killed_clients_token_is_gone(&play).await?;
     a_detached_root_process_outlives_its_client(&play).await?;
     who_comes_while_hooks_are_told_is_served_by_the_next_vm(&play).await?;
     a_crash_while_hooks_are_told_is_a_sleep(&play).await?;
     hooks_that_fail_or_hang_hold_up_nothing_for_ever(&play).await?;
-    terminate_wins_over_a_sleep_that_is_under_way(&play).await
+    hooks_forbid_the_start_of_a_container_wherever_it_comes_from(&play).await?;
+    whoever_wakes_a_vm_that_lost_its_snapshot_is_told(&play).await?;
+    terminate_wins_over_a_sleep_that_is_under_way(&play).await?;
+    terminate_wins_over_a_sleep_that_nobody_asked_for(&play).await
 }
 
 async fn the_timer_runs_from_the_last_use_and_each_use_sets_it_back(play: &Play) -> Result<()> {
@@ -148,6 +154,37 @@ async fn a_changed_setting_counts_at_once(play: &Play) -> Result<()> {
     becomes(&play.session, "absent").await?;
     let kept = fs::read_to_string(play.folder().join("session.json"))?;
     ensure!(kept.contains(r#""idle_timeout": 0"#) || kept.contains(r#""idle_timeout":0"#), "{kept}");
+    play.set_idle_timeout(IdleTimeout::Seconds(1)).await?;
+    Ok(())
+}
+
+async fn a_sleep_that_is_asked_for_waits_its_time_or_comes_at_once(play: &Play) -> Result<()> {
+    let sleep = async |more: &[&str]| {
+        let mut command = tokio::process::Command::new(program("dorm"));
+        command.args(["session", "sleep"]).args(more).env("DORM_HOME", play.stage.home());
+        let output = command.stdin(Stdio::null()).kill_on_drop(true).output().await?;
+        let said = [output.stdout, output.stderr].concat();
+        anyhow::Ok((output.status.code(), String::from_utf8_lossy(&said).trim().to_owned()))
+    };
+    let held = play.control().hold(&Hold { reason: "still at work".to_owned() }).await?;
+    let generation = inspect(&play.session).await?.vm.generation;
+    for more in [&[][..], &["--now"]] {
+        let (code, said) = sleep(more).await?;
+        ensure!(code == Some(1) && said.contains("still at work"), "{code:?} {said}");
+    }
+    drop(held);
+    until(&play.session, |info| info.holds.is_empty()).await?;
+    let asleep = (Some(0), format!("asleep: VM {generation} was suspended"));
+    let found = sleep(&[]).await?;
+    ensure!(found == asleep || found.1.contains("asleep already"), "{found:?}");
+    ensure!(inspect(&play.session).await?.vm.phase == Phase::Absent);
+    play.set_idle_timeout(IdleTimeout::Never).await?;
+    let generation = play.use_it().await?.vm.generation;
+    until(&play.session, |info| info.holds.is_empty()).await?;
+    let (code, said) = sleep(&[]).await?;
+    ensure!(code == Some(1) && said.contains("never falls asleep by itself"), "{code:?} {said}");
+    let found = sleep(&["--now"]).await?;
+    ensure!(found == (Some(0), format!("asleep: VM {generation} was suspended")), "{found:?}");
     play.set_idle_timeout(IdleTimeout::Seconds(1)).await?;
     Ok(())
 }
@@ -236,12 +273,55 @@ async fn hooks_that_fail_or_hang_hold_up_nothing_for_ever(play: &Play) -> Result
 /// The core goes on without hooks that had their time, so what the history says of them may come a moment later.
 async fn until_in_history(play: &Play, what: &str, reason: &str) -> Result<()> {
     let found = async {
-        while play.latest(what).await?.reason != reason {
+        while !play.history().await?.iter().any(|entry| entry.what == what && entry.reason == reason) {
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
         Ok(())
     };
     tokio::time::timeout(Duration::from_secs(30), found).await.context("the history doesn't say it")?
+}
+
+async fn hooks_forbid_the_start_of_a_container_wherever_it_comes_from(play: &Play) -> Result<()> {
+    let Play { stage, session } = play;
+    stage.load_busybox(session).await?;
+    stage.succeed(session, &["create", "--name", "web", "busybox", "true"]).await?;
+    play.flag("veto", "")?;
+    let refused = stage.run(session, &["start", "web"]).await?;
+    let words = String::from_utf8_lossy(&refused.stderr).into_owned();
+    ensure!(!refused.status.success() && words.contains("not on Sundays"), "{refused:?}");
+    let state = ["inspect", "--format", "{{.State.Status}}", "web"];
+    ensure!(stage.succeed(session, &state).await? == "created\n");
+    play.unflag("veto")?;
+    stage.succeed(session, &["start", "web"]).await?;
+    // Within the engine nobody can be asked before: its own restart of a container is undone.
+    let again = ["run", "--detach", "--restart", "always", "--name", "again", "busybox", "sleep", "1"];
+    stage.succeed(session, &again).await?;
+    play.flag("veto", "")?;
+    let words = "the container again was started within the VM and was stopped: not on Sundays";
+    until_in_history(play, "warning", words).await?;
+    let why: Why = play.control().get("/v1/why").await?;
+    ensure!(why.warnings.iter().any(|warning| warning == words), "{why:?}");
+    let running = stage.succeed(session, &["ps", "--quiet"]).await?;
+    ensure!(running.is_empty(), "{running}");
+    play.unflag("veto")
+}
+
+async fn whoever_wakes_a_vm_that_lost_its_snapshot_is_told(play: &Play) -> Result<()> {
+    fall_asleep(&play.session).await?;
+    let state = play.session.storage.path.join("memory.state");
+    fs::File::options().write(true).open(state)?.set_len(1000)?;
+    let engine = dormouse_client::Engine::new(&play.session.docker_socket);
+    let create = async |name: &str| {
+        let wish = serde_json::json!({ "Image": "busybox" });
+        let made: serde_json::Value =
+            engine.post_json(&format!("/containers/create?name={name}"), wish).await?;
+        anyhow::Ok(made["Warnings"].to_string())
+    };
+    let told = create("woke").await?;
+    ensure!(told.contains("its device state is damaged"), "{told}");
+    let told = create("later").await?;
+    ensure!(told == "[]", "another client was told: {told}");
+    Ok(())
 }
 
 async fn terminate_wins_over_a_sleep_that_is_under_way(play: &Play) -> Result<()> {
@@ -254,7 +334,46 @@ async fn terminate_wins_over_a_sleep_that_is_under_way(play: &Play) -> Result<()
     ensure!(ended.state == SessionState::Terminated && end.reason == TerminationReason::Shutdown, "{end:?}");
     let refused = play.use_it().await.err().context("a terminated session serves nobody")?;
     ensure!(refused.to_string().contains("terminated"), "{refused}");
+    play.unflag("slow")
+}
+
+/// The sleep comes of the timer, and is met at each of its steps.
+async fn terminate_wins_over_a_sleep_that_nobody_asked_for(play: &Play) -> Result<()> {
+    play.flag("slow", "1")?;
+    for (window, wanted) in [(Phase::Committed, PhaseName::Committed), (Phase::Stopping, PhaseName::Stopping)]
+    {
+        let mut met = Vec::new();
+        // A step may be over before the request is there.
+        for _ in 0..5 {
+            met.push(terminate_at(play, window).await?);
+            if met.last() == Some(&wanted) {
+                break;
+            }
+        }
+        ensure!(met.last() == Some(&wanted), "no race: it was met at {met:?} instead of {wanted:?}");
+    }
     Ok(())
+}
+
+/// Opens the session anew, and ends it at this step of its sleep. Gives the phase that was met, from the trace.
+async fn terminate_at(play: &Play, window: Phase) -> Result<PhaseName> {
+    let incarnation = play.control().post::<SessionInfo>("/v1/session/start").await?.incarnation;
+    play.use_it().await?;
+    meet(play, window).await?;
+    let ended: SessionInfo = play.control().post("/v1/session/terminate").await?;
+    let end = ended.termination.context("there is no reason")?;
+    ensure!(ended.state == SessionState::Terminated && ended.vm.phase == Phase::Absent, "{:?}", ended.vm);
+    ensure!(end.reason == TerminationReason::Shutdown && ended.incarnation == incarnation, "{end:?}");
+    let trace: Trace = play.control().get("/v1/trace").await?;
+    let mut before = trace.base().view().phase;
+    let mut met = None;
+    for step in trace.replay() {
+        if matches!(step.event, Event::Terminate { .. }) {
+            met = Some(before);
+        }
+        before = step.session.view().phase;
+    }
+    met.context("the trace tells of no end")
 }
 
 /// A session of another size than the template's: it has to boot, which takes long enough to be met.

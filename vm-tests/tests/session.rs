@@ -4,9 +4,12 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use dormouse_api::{HoldKind, Phase, SessionInfo, SessionState, TerminationReason};
+use dormouse_agent_proto::RunProcess;
+use dormouse_api::{Hold, HoldInfo, HoldKind, Phase, SessionInfo, SessionState, TerminationReason};
+use dormouse_client::Endpoint;
 use dormouse_vm_tests::figure;
-use dormouse_vm_tests::stage::{Stage, becomes, held_by, host_of, inspect, qemu_of, until};
+use dormouse_vm_tests::root_process::guest_output;
+use dormouse_vm_tests::stage::{STATE_WITHIN, Stage, becomes, held_by, host_of, inspect, qemu_of, until};
 use rustix::process::{Signal, kill_process};
 
 /// Clients that knock at once.
@@ -24,6 +27,10 @@ async fn a_session_starts_sleeps_wakes_and_survives_the_death_of_each_of_its_pro
     it_sleeps_and_wakes_with_everything_in_place(&stage, &session).await?;
     a_running_container_survives_the_service_and_the_host(&mut stage, &session).await?;
     a_killed_vm_is_a_crash_and_the_next_command_opens_a_new_incarnation(&stage, &session).await?;
+    an_engine_that_dies_comes_back_beneath_its_containers_and_one_that_dies_again_is_a_crash(
+        &stage, &session,
+    )
+    .await?;
     Ok(())
 }
 
@@ -75,6 +82,18 @@ async fn a_running_container_survives_the_service_and_the_host(
     session: &SessionInfo,
 ) -> Result<()> {
     stage.succeed(session, &["run", "--detach", "--name", "long", "busybox", "sleep", "100000"]).await?;
+    let script = "echo $$ > /left; exec sleep 100001";
+    stage.succeed(session, &["exec", "--detach", "long", "sh", "-c", script]).await?;
+    // It says something all the time: whoever hears it dies as well.
+    let script = "echo $$ > /run/left; while :; do echo; sleep 0.2; done";
+    let argv = ["sh", "-c", script].map(str::to_owned).to_vec();
+    let process = RunProcess { argv, detach: true, ..RunProcess::default() };
+    let control = Endpoint::new(&session.control_socket);
+    let client = control.upgrade(http::Method::POST, "/v1/run", &process, "dorm-process").await?;
+    drop(client);
+    for kind in [HoldKind::RootProcess, HoldKind::Exec] {
+        held_by(session, kind).await?;
+    }
     let before = held_by(session, HoldKind::Container).await?;
     let host = host_of(session)?;
     stage.kill_service()?;
@@ -87,6 +106,67 @@ async fn a_running_container_survives_the_service_and_the_host(
         after.vm.generation == before.vm.generation && after.vm.start_count == before.vm.start_count,
         "{after:?}"
     );
+    what_runs_in_an_adopted_vm_holds_it_until_it_ends(stage, session).await
+}
+
+async fn what_runs_in_an_adopted_vm_holds_it_until_it_ends(
+    stage: &Stage,
+    session: &SessionInfo,
+) -> Result<()> {
+    let info = held_by(session, HoldKind::RootProcess).await?;
+    let is_it = |hold: &HoldInfo| hold.kind == HoldKind::RootProcess && hold.reason.contains("/run/left");
+    ensure!(info.holds.iter().any(is_it), "{info:?}");
+    held_by(session, HoldKind::Exec).await?;
+    guest_output(session, "kill $(cat /run/left)").await?;
+    until(session, |info| !info.holds.iter().any(is_it)).await?;
+    stage.succeed(session, &["exec", "long", "sh", "-c", "kill $(cat /left)"]).await?;
+    until(session, |info| info.holds.iter().all(|hold| hold.kind != HoldKind::Exec)).await?;
+    Ok(())
+}
+
+/// Kills the engine in the guest as a bug in it would.
+const KILL_DOCKERD: &str =
+    "for p in /proc/[0-9]*; do [ \"$(cat $p/comm)\" != dockerd ] || kill -9 ${p#/proc/}; done";
+
+async fn an_engine_that_dies_comes_back_beneath_its_containers_and_one_that_dies_again_is_a_crash(
+    stage: &Stage,
+    session: &SessionInfo,
+) -> Result<()> {
+    stage.succeed(session, &["start", "long"]).await?;
+    let started = ["inspect", "--format", "{{.State.Running}} {{.State.StartedAt}}", "long"];
+    let before = stage.succeed(session, &started).await?;
+    ensure!(before.starts_with("true "), "{before}");
+    let control = Endpoint::new(&session.control_socket);
+    let held = control.hold(&Hold { reason: "over the engine's death".to_owned() }).await?;
+    let info = inspect(session).await?;
+    guest_output(session, KILL_DOCKERD).await?;
+    let back = async {
+        loop {
+            let output = stage.run(session, &started).await?;
+            if output.status.success() {
+                return anyhow::Ok(String::from_utf8(output.stdout)?);
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    let after = tokio::time::timeout(STATE_WITHIN, back).await.context("the engine doesn't come back")??;
+    ensure!(after == before, "the container did not live on: {before} {after}");
+    ensure!(inspect(session).await?.vm.generation == info.vm.generation, "it was another VM that answered");
+
+    // Again, and within a minute of the last time even where all of this is slow.
+    let crashed = becomes(session, "terminated");
+    tokio::pin!(crashed);
+    let crashed = loop {
+        // The process that kills may end with the VM.
+        let _ = guest_output(session, KILL_DOCKERD).await;
+        tokio::select! {
+            crashed = &mut crashed => break crashed?,
+            () = tokio::time::sleep(Duration::from_secs(5)) => {}
+        }
+    };
+    let end = crashed.termination.context("there is no reason")?;
+    ensure!(end.reason == TerminationReason::Crashed && end.details.contains("dockerd"), "{end:?}");
+    drop(held);
     Ok(())
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -278,8 +279,21 @@ async fn a_snapshot_that_was_changed_is_refused_with_its_reason_and_the_disk_is_
         guest_output(&session, &format!("echo {what} > /var/lib/docker/marker; sync")).await?;
         fall_asleep(&session).await?;
         damage(&store)?;
-        let found = guest_output(&session, "cat /var/lib/docker/marker").await?;
-        ensure!(found.trim() == *what, "{found}");
+        let read = async || {
+            let mut command = std::process::Command::new(program("dorm"));
+            command.args(["session", "run", "cat", "/var/lib/docker/marker"]);
+            command.env("DORM_HOME", stage.home()).stdin(Stdio::null());
+            stage.finish(&session, command).await
+        };
+        let woken = read().await?;
+        ensure!(String::from_utf8_lossy(&woken.stdout).trim() == *what, "{woken:?}");
+        let said = String::from_utf8_lossy(&woken.stderr).into_owned();
+        ensure!(
+            said.contains("warning: ") && said.contains(words),
+            "{what}: whoever woke it was told {said:?}"
+        );
+        let later = read().await?;
+        ensure!(later.status.success() && later.stderr.is_empty(), "{what}: others were told: {later:?}");
         let entries = history(&session).await?;
         let note = entries.iter().rev().find(|entry| entry.what == "warning").context("nothing is said")?;
         ensure!(note.reason.contains(words), "{what}: {}", note.reason);

@@ -12,21 +12,24 @@
 //! from the kernel up
 //! ```
 
+mod engine;
+mod limit;
 mod template;
 mod volatile;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow};
 use dormouse_api::link::EngineFacts;
 use dormouse_api::{NetworkKind, SnapshotInfo};
 use dormouse_client::Home;
 use dormouse_guest_image::{GuestImage, ImageStore};
-use dormouse_snapshot::{DISK, MEMORY, Seal, TemplateStore};
+use dormouse_snapshot::{DISK, FREE_BYTES_MIN, MEMORY, Seal, TemplateError, TemplateStore};
 use dormouse_vm::{GuestFiles, KvmPolicy, ProbeOptions, Qemu, SnapshotKey, Start, VmConfig, spawn};
-use tokio::sync::{Mutex, OnceCell};
+use tokio::sync::{Mutex, OnceCell, RwLock};
 use tokio_util::sync::CancellationToken;
 
+pub(crate) use self::engine::forget as forget_engine;
 pub(crate) use self::template::{Shape, api_error};
 use self::volatile::Volatile;
 use crate::settings::Settings;
@@ -43,6 +46,8 @@ pub(crate) struct Factory {
     making_template: Mutex<()>,
     /// Cancelled when the service goes down.
     closing: CancellationToken,
+    /// Held for writing by who removes snapshots of sessions that sleep, for reading by who makes VMs of them.
+    stores: RwLock<()>,
 }
 
 impl Factory {
@@ -52,6 +57,7 @@ impl Factory {
             qemu: OnceCell::new(),
             making_template: Mutex::new(()),
             closing: CancellationToken::new(),
+            stores: RwLock::new(()),
         }
     }
 
@@ -126,6 +132,8 @@ impl Factory {
             qemu: qemu.clone(),
             notes: Vec::new(),
         };
+        // Until there is a VM that can be seen.
+        let _stores = self.stores.read().await;
         // Kept until QEMU has opened what is in it.
         let volatile = settings.ephemeral.then(|| Volatile::new(settings, generation)).transpose()?;
         let (mut config, notes) = tokio::task::spawn_blocking(move || plan.carry_out()).await??;
@@ -164,7 +172,9 @@ impl Plan {
         let config = match self.snapshot()? {
             Some(config) => config,
             None => {
-                let cold = self.config(&self.images.newest()?);
+                let image = self.images.newest()?;
+                engine::take_over(&self.settings.storage, &image.manifest().engine)?;
+                let cold = self.config(&image);
                 let copied = self.template(&cold);
                 if copied { VmConfig { start: Start::Incoming, ..cold } } else { cold }
             }
@@ -176,7 +186,12 @@ impl Plan {
     fn snapshot(&mut self) -> Result<Option<VmConfig>> {
         let store = &self.settings.storage;
         let seal = match Seal::read(store) {
-            Ok(None) => return Ok(None),
+            Ok(None) => {
+                self.notes.extend(
+                    dormouse_snapshot::given_up(store).map(|why| format!("the snapshot is gone: {why}")),
+                );
+                return Ok(None);
+            }
             Ok(Some(seal)) => Ok(seal),
             Err(unfit) => Err(anyhow::Error::from(unfit)),
         };
@@ -208,6 +223,7 @@ impl Plan {
             if template.disk_bytes()? > self.settings.storage_bytes {
                 return Ok(false);
             }
+            check_space(&self.settings.storage, template.allocated_bytes())?;
             template.copy_to(&self.settings.storage).map(|_| true)
         });
         copied.unwrap_or_else(|error| {
@@ -234,6 +250,14 @@ impl Plan {
             lonely_after: None,
         }
     }
+}
+
+/// A copy of so many bytes must leave enough free.
+fn check_space(store: &Path, bytes: u64) -> Result<(), TemplateError> {
+    let free = dormouse_vm::free_bytes(store)
+        .map_err(|source| TemplateError::Io { what: "look at free space", source })?;
+    let least = bytes + FREE_BYTES_MIN;
+    if free < least { Err(TemplateError::NoSpace { free, least }) } else { Ok(()) }
 }
 
 fn files(image: &GuestImage) -> GuestFiles {

@@ -181,7 +181,7 @@ impl Keeper {
                     None => return Ok(End::Host),
                     Some(ToService::Attached { info, .. } | ToService::Changed(info)) => {
                         let before = self.info.send_replace(*info);
-                        self.consider_template(&before);
+                        self.fell_asleep(&before);
                         continue;
                     }
                     Some(ToService::MakeVm { session, generation }) => {
@@ -222,13 +222,18 @@ impl Keeper {
         }
     }
 
-    /// A session that had to boot from the kernel up has just fallen asleep: the next is to find a template.
-    fn consider_template(&self, before: &SessionInfo) {
+    /// What there is to do once a session has just fallen asleep. Nobody waits for it.
+    fn fell_asleep(&self, before: &SessionInfo) {
         let now = self.info.borrow();
-        let fell_asleep = before.vm.phase != Phase::Absent && now.vm.phase == Phase::Absent;
-        if fell_asleep && now.vm.how == Some(How::Cold) && self.settings.storage_bytes >= STORAGE_BYTES {
+        if before.vm.phase == Phase::Absent || now.vm.phase != Phase::Absent {
+            return;
+        }
+        // It had to boot from the kernel up: the next is to find a template.
+        if now.vm.how == Some(How::Cold) && self.settings.storage_bytes >= STORAGE_BYTES {
             self.factory.template_in_background(Shape::of(&self.settings));
         }
+        let factory = Arc::clone(&self.factory);
+        tokio::spawn(async move { factory.limit_snapshots().await });
     }
 
     /// For the hosts to come, and for whoever looks while there is none.

@@ -97,6 +97,8 @@ pub(crate) fn lock(folder: &Path) -> Result<Lock, ApiError> {
 /// Removes a store, and the folder if nothing else is in it.
 pub(crate) fn remove(folder: &Path) {
     let _ = dormouse_snapshot::discard(folder);
+    let _ = dormouse_snapshot::given_up(folder);
+    crate::factory::forget_engine(folder);
     for name in [DISK, MARKER] {
         let _ = fs::remove_file(folder.join(name));
     }

@@ -91,6 +91,14 @@ pub const KEYS: &[Key] = &[
         example: "120",
         take: |text, wish| whole(text).map(|seconds| wish.boot_timeout_seconds = Some(seconds)),
     },
+    Key {
+        name: "snapshots.limit",
+        about: "What the snapshots of all sleeping sessions may take together; the oldest are given up",
+        default: "a quarter of the file system",
+        example: "\"20G\"",
+        // No matter of one session's.
+        take: |text, _| size(text).map(drop),
+    },
 ];
 
 /// What is set, and what was wrong with the rest.

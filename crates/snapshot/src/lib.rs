@@ -22,12 +22,14 @@
 //! A *template* is a store that was sealed once and that nobody wakes: it is copied, and the copy is woken.
 
 mod digest;
+mod giving_up;
 mod info;
 mod seal;
 mod sum;
 mod template;
 
 pub use digest::memory_digest;
+pub use giving_up::{FREE_BYTES_MIN, give_up, given_up};
 pub use info::{info, verify};
 pub use seal::{DISK, MEMORY, Origin, STATE, Seal, SealError, Unfit, clear, discard};
 pub use template::{Template, TemplateError, TemplateStore};

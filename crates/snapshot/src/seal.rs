@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read as _, Write as _};
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 use dormouse_vm::{KeyMismatch, SnapshotKey};
@@ -143,6 +143,16 @@ impl Seal {
         Ok(seal)
     }
 
+    /// The same seal, for a memory that was found whole after a restart of the host: it needn't be read again before the
+    /// next one.
+    ///
+    /// # Errors
+    /// See [`SealError`]; the seal is as it was then.
+    pub(crate) fn renew(&mut self, store: &Path) -> Result<(), SealError> {
+        self.memory.host_boot = host_boot().map_err(cannot("tell which start of the host this is"))?;
+        self.write(store).map_err(cannot("write the seal"))
+    }
+
     /// The same seal for a copy of its store.
     ///
     /// # Errors
@@ -156,12 +166,11 @@ impl Seal {
 
     fn write(&self, store: &Path) -> io::Result<()> {
         let sealed = Sealed { seal: self.clone(), sha256: self.digest() };
-        let beside = store.join(format!("{SEAL}.new"));
-        let mut options = File::options();
-        let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
-        file.write_all(&serde_json::to_vec_pretty(&sealed)?)?;
-        file.sync_all()?;
-        fs::rename(beside, store.join(SEAL))?;
+        // Under a name of its own: a template's is renewed by whoever comes first.
+        let mut beside = tempfile::Builder::new().prefix(SEAL).tempfile_in(store)?;
+        beside.write_all(&serde_json::to_vec_pretty(&sealed)?)?;
+        beside.as_file().sync_all()?;
+        beside.persist(store.join(SEAL))?;
         File::open(store)?.sync_all()
     }
 
@@ -323,6 +332,10 @@ pub(crate) mod tests {
         pub(crate) fn of_an_earlier_host(mut self) -> Self {
             self.memory.host_boot = "an earlier one".into();
             self
+        }
+
+        pub(crate) fn written(&self, store: &Path) {
+            self.write(store).unwrap();
         }
     }
 

@@ -47,6 +47,14 @@ pub enum TemplateError {
     /// Somebody copies it.
     #[error("the template {0} is in use")]
     InUse(String),
+    /// A copy wouldn't leave enough of the disk free.
+    #[error("the session's storage has {} MiB free, a copy needs {}", free >> 20, least >> 20)]
+    NoSpace {
+        /// What is free, in bytes.
+        free: u64,
+        /// What would have to be.
+        least: u64,
+    },
     /// There is no such template.
     #[error("there is no template {0}")]
     Missing(String),
@@ -68,9 +76,14 @@ impl TemplateStore {
     /// # Errors
     /// See [`TemplateError`].
     pub fn find(&self, key: &SnapshotKey) -> Result<Option<Template>, TemplateError> {
-        let Some(template) = self.open(&key.digest())? else { return Ok(None) };
+        let Some(mut template) = self.open(&key.digest())? else { return Ok(None) };
         match template.seal.check(&template.folder, key) {
-            Ok(()) => Ok(Some(template)),
+            Ok(()) => {
+                if template.seal.is_of_an_earlier_host() {
+                    template.seal.renew(&template.folder)?;
+                }
+                Ok(Some(template))
+            }
             Err(unfit) => {
                 drop(template);
                 tracing::warn!(%unfit, "a template can't be used and is removed");
@@ -281,6 +294,28 @@ mod tests {
         assert_eq!(templates.all().unwrap().len(), 1);
         templates.sweep();
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_template_outlives_a_restart_of_the_host_and_is_read_whole_once_after_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let templates = TemplateStore::new(folder.path().to_owned());
+        let made = templates.begin().unwrap();
+        store(made.path());
+        let seal = Seal::make(made.path(), Origin::Template, key(), "boot".into()).unwrap();
+        seal.make_sum(made.path()).unwrap();
+        seal.of_an_earlier_host().written(made.path());
+        drop(templates.publish(made).unwrap());
+        let template = templates.find(&key()).unwrap().expect("its checksum is there, and right");
+        assert!(!template.seal.is_of_an_earlier_host());
+        let path = template.folder.clone();
+        drop(template);
+        // Were it read again, this would be found.
+        let memory = File::options().write(true).open(path.join(MEMORY)).unwrap();
+        std::os::unix::fs::FileExt::write_all_at(&memory, b"n", 0).unwrap();
+        assert!(templates.find(&key()).unwrap().is_some());
+        Seal::read(&path).unwrap().unwrap().of_an_earlier_host().written(&path);
+        assert!(templates.find(&key()).unwrap().is_none(), "a template that was damaged is removed");
     }
 
     #[test]

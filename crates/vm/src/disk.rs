@@ -46,6 +46,15 @@ pub fn free_bytes(path: &Path) -> io::Result<u64> {
     Ok(space.f_bavail * space.f_frsize)
 }
 
+/// How large the file system of a file or folder is, in bytes.
+///
+/// # Errors
+/// When it can't be asked.
+pub fn size_bytes(path: &Path) -> io::Result<u64> {
+    let space = rustix::fs::statvfs(path)?;
+    Ok(space.f_blocks * space.f_frsize)
+}
+
 pub(crate) fn create_sparse(path: &Path, bytes: u64) -> io::Result<File> {
     let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path)?;
     if let Err(error) = file.set_len(bytes) {

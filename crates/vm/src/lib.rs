@@ -35,7 +35,7 @@ pub use adopt::{Adopted, Adoption, Monitor, adopt};
 pub use config::{CPUS_MAX, ConfigError, GuestFiles, MEMORY_MIB_MIN, NetworkKind, Owner, Start, VmConfig};
 pub use console::{CONSOLE_BYTES_MAX, CONSOLE_LINE_BYTES_MAX, Console, ConsoleLine, ConsoleReader};
 pub use device::{DEVICE_LIST_VERSION, SPARE_PORTS};
-pub use disk::{allocated_bytes, create_data_disk, free_bytes, grow_data_disk};
+pub use disk::{allocated_bytes, create_data_disk, free_bytes, grow_data_disk, size_bytes};
 pub use dormouse_qmp::{ExecuteError, RunState, Status};
 pub use exit::{ExitCause, VmExit};
 pub use kernel::kernel_command_line;

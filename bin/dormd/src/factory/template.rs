@@ -177,7 +177,10 @@ pub(crate) fn api_error(error: &dormouse_snapshot::TemplateError) -> dormouse_ap
     let code = match error {
         TemplateError::Missing(_) => ErrorCode::NotFound,
         TemplateError::InUse(_) => ErrorCode::Busy,
-        TemplateError::Io { .. } | TemplateError::Seal(_) | TemplateError::Unfit(_) => ErrorCode::Storage,
+        TemplateError::Io { .. }
+        | TemplateError::Seal(_)
+        | TemplateError::Unfit(_)
+        | TemplateError::NoSpace { .. } => ErrorCode::Storage,
     };
     dormouse_api::ApiError::new(code, error)
 }

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use dormouse_agent_proto::Target;
 use dormouse_lifecycle::{AfterFailure, Ask, Event, SleepHow};
-use dormouse_snapshot::{Origin, STATE, Seal};
+use dormouse_snapshot::{FREE_BYTES_MIN, Origin, STATE, Seal};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 
@@ -32,9 +32,6 @@ const QUIT_WITHIN: Duration = Duration::from_secs(10);
 
 /// How much the making of a checksum yields to others, see nice(2).
 const NICENESS: i32 = 19;
-
-/// Free space that the store's file system must have: the memory of a VM that sleeps is to be written out there.
-const FREE_BYTES_MIN: u64 = 256 * 1024 * 1024;
 
 /// A sleep under way.
 pub(super) struct Sleep<F> {

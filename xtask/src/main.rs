@@ -1,5 +1,6 @@
 //! What the project makes beside its programs. Run as `cargo xtask COMMAND`.
 
+mod bench;
 mod busybox_image;
 mod debian;
 mod guest_image;
@@ -38,6 +39,9 @@ enum Command {
         #[arg(long, value_name = "PROGRAM")]
         dorm_init: Option<PathBuf>,
     },
+    /// Measure, and write down what was seen.
+    #[command(subcommand)]
+    Bench(Bench),
     /// Step through a session's trace.
     Replay {
         /// The trace.
@@ -63,6 +67,12 @@ enum Command {
     },
 }
 
+#[derive(Subcommand)]
+enum Bench {
+    /// From asleep to the first answer, beside a VM with systemd and docker. Needs root, to build that.
+    Wake(bench::Wake),
+}
+
 fn main() -> Result<()> {
     // Files' modes are a part of what is made.
     umask(Mode::from_raw_mode(0o022));
@@ -70,6 +80,7 @@ fn main() -> Result<()> {
         Command::GuestImage { out, work, update, dorm_init } => {
             guest_image::build(&out, &work, update, dorm_init)
         }
+        Command::Bench(Bench::Wake(wake)) => wake.run(),
         Command::Replay { file } => replay::replay(&file),
         Command::BusyboxImage { out } => busybox_image::build(&out),
         Command::CliReference { check } => manual::reference(check),

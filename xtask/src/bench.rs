@@ -25,6 +25,10 @@ pub(crate) struct Wake {
     /// How often each way is measured.
     #[arg(long, default_value_t = 10)]
     rounds: u32,
+    /// In how many of these rounds the two ways that boot a kernel are measured, which take most of the time; in all when
+    /// absent.
+    #[arg(long)]
+    boots: Option<u32>,
     /// The page that is written; the plot and the figures lie beside it.
     #[arg(long, default_value = "docs/BENCHMARKS.md")]
     out: PathBuf,
@@ -73,15 +77,16 @@ impl Series {
 /// What is measured beside the wakes.
 #[derive(Debug, Default)]
 struct Asides {
-    /// From the order to suspend to its answer: QEMU is gone, the seal is on the disk.
+    /// From the order to suspend a new session to its answer: QEMU is gone, the seal is on the disk. That of the other
+    /// session would have more and more answers to capture: it has never been asked the same twice.
     suspends: Vec<Duration>,
-    /// What each fresh snapshot took on the disk, in bytes.
+    /// What the first snapshot of each new session took on the disk, in bytes.
     snapshot_bytes: Vec<u64>,
 }
 
 impl Wake {
     pub(crate) fn run(self) -> Result<()> {
-        ensure!(self.rounds > 0, "nothing is measured in no rounds");
+        ensure!(self.rounds > 0 && self.boots != Some(0), "nothing is measured in no rounds");
         let usual = Usual::prepare(&self.usual)?;
         let home = Home::start(&self.images)?;
         eprintln!("making the template");
@@ -97,18 +102,24 @@ impl Wake {
         let mut asides = Asides::default();
         for round in 1..=self.rounds {
             eprintln!("round {round} of {}", self.rounds);
-            session.sleep("stop")?;
-            cold.add(session.wake("cold")?);
-            asides.suspends.push(session.sleep("suspend")?);
-            asides.snapshot_bytes.push(session.snapshot_bytes()?);
+            let boots = self.boots.is_none_or(|boots| round <= boots);
+            if boots {
+                session.sleep("stop")?;
+                cold.add(session.wake("cold")?);
+            }
+            session.sleep("suspend")?;
             resume.add(session.wake("resume")?);
             let fresh = home.create(&format!("fresh-{round}"))?;
             clone.add(fresh.wake("clone")?);
+            asides.suspends.push(fresh.sleep("suspend")?);
+            asides.snapshot_bytes.push(fresh.snapshot_bytes()?);
             fresh.remove()?;
-            // Nothing of ours runs while the other is measured.
-            session.sleep("suspend")?;
-            debian.add(usual.wake(home.qemu(), round)?);
-            session.ask()?;
+            if boots {
+                // Nothing of ours runs while the other is measured.
+                session.sleep("suspend")?;
+                debian.add(usual.wake(home.qemu(), round)?);
+                session.ask()?;
+            }
         }
         session.remove()?;
         report::write(&self.out, &[resume, clone, cold, debian], &asides)

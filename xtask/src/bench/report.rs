@@ -78,7 +78,7 @@ fn page(series: &[Series], asides: &Asides) -> String {
     let _ = write!(
         page,
         "\n| beside | median | p90 |\n|---|---|---|\n| suspend, from the order to QEMU gone | {} s | {} s |\n\
-         | fresh snapshot on the disk | {median} MB | {most} MB (most) |\n",
+         | first snapshot of a new session, on the disk | {median} MB | {most} MB (most) |\n",
         seconds(suspend.0),
         seconds(suspend.1)
     );

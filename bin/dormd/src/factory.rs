@@ -172,8 +172,9 @@ impl Plan {
         let config = match self.snapshot()? {
             Some(config) => config,
             None => {
-                let image = self.images.newest()?;
-                engine::take_over(&self.settings.storage, &image.manifest().engine)?;
+                let image = engine::image_for(&self.settings.storage, self.settings.image, &self.images)?;
+                let hash = image.hash().as_str();
+                engine::take_over(&self.settings.storage, &image.manifest().engine, hash)?;
                 let cold = self.config(&image);
                 let copied = self.template(&cold);
                 if copied { VmConfig { start: Start::Incoming, ..cold } } else { cold }

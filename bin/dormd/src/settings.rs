@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 
 use dormouse_api::link::{EngineFacts, HostSettings};
 use dormouse_api::{
-    ApiError, ChangeSettings, CrashPolicy, CreateSession, ErrorCode, IdleAction, IdleTimeout, NetworkKind,
-    RunningContainers, SessionId, SessionName,
+    ApiError, ChangeSettings, CrashPolicy, CreateSession, ErrorCode, IdleAction, IdleTimeout, ImageChoice,
+    NetworkKind, RunningContainers, SessionId, SessionName,
 };
 use dormouse_vm::{CPUS_MAX, MEMORY_MIB_MIN};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -72,6 +72,9 @@ pub(crate) struct Settings {
     /// Whether running containers keep the VM awake.
     #[serde(default)]
     pub(crate) running: RunningContainers,
+    /// Which guest image it boots.
+    #[serde(default)]
+    pub(crate) image: ImageChoice,
     /// Longest bring-up, in seconds.
     pub(crate) boot_timeout_seconds: u64,
     /// May reads be answered without waking the VM?
@@ -141,6 +144,7 @@ impl Settings {
             idle_action: wish.idle_action,
             crash: wish.crash,
             running: wish.running,
+            image: wish.image,
             boot_timeout_seconds: wish.boot_timeout_seconds.unwrap_or(BOOT_TIMEOUT_SECONDS),
             asleep_answers: wish.asleep_answers.unwrap_or(true),
         };

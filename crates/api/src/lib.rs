@@ -55,9 +55,9 @@ pub use event::{Fact, SessionEvent, VmEnd, Why};
 pub use name::{DEFAULT_SESSION, NAME_BYTES_MAX, NameError, SessionId, SessionName};
 pub use session::{
     ChangeSettings, Checksum, CrashPolicy, CreateSession, HistoryEntry, Hold, HoldInfo, HoldKind, How,
-    IdleAction, IdleInfo, IdleTimeout, NetworkInfo, NetworkKind, Phase, Pin, RunningContainers, SessionInfo,
-    SessionState, SleepAnswer, SnapshotInfo, StorageInfo, TerminationInfo, TerminationReason, VerifyAnswer,
-    Version, VmInfo, WaitFor,
+    IdleAction, IdleInfo, IdleTimeout, ImageChoice, NetworkInfo, NetworkKind, Phase, Pin, RunningContainers,
+    SessionInfo, SessionState, SleepAnswer, SnapshotInfo, StorageInfo, TerminationInfo, TerminationReason,
+    VerifyAnswer, Version, VmInfo, WaitFor,
 };
 pub use template::{CreateTemplate, TemplateInfo};
 

@@ -126,6 +126,9 @@ pub struct CreateSession {
     /// Whether running containers keep the VM awake.
     #[serde(default)]
     pub running: RunningContainers,
+    /// Which guest image it boots.
+    #[serde(default)]
+    pub image: ImageChoice,
     /// Longest bring-up; 240 s when absent.
     #[serde(default)]
     pub boot_timeout_seconds: Option<u64>,
@@ -152,10 +155,22 @@ impl CreateSession {
             crash: CrashPolicy::default(),
             idle_action: IdleAction::default(),
             running: RunningContainers::default(),
+            image: ImageChoice::default(),
             boot_timeout_seconds: None,
             asleep_answers: None,
         }
     }
+}
+
+/// Which guest image a session boots.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ImageChoice {
+    /// At each boot the newest.
+    #[default]
+    Newest,
+    /// Always the one that it was first booted from.
+    Pinned,
 }
 
 /// What may be changed while a session lives.

@@ -4,7 +4,9 @@ use std::io::Read;
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
-use dormouse_api::{CreateSession, IdleAction, IdleTimeout, RunningContainers, SessionInfo, SessionName};
+use dormouse_api::{
+    CreateSession, IdleAction, IdleTimeout, ImageChoice, RunningContainers, SessionInfo, SessionName,
+};
 use dormouse_client::{UserSettings, first_line};
 use tokio::io::{AsyncReadExt, BufReader};
 use tokio::signal::unix::{SignalKind, signal};
@@ -52,6 +54,9 @@ pub(crate) struct Create {
     /// Whether running containers keep the VM awake, or are suspended with it.
     #[arg(long, value_enum, default_value = "hold")]
     running: Running,
+    /// Which guest image it boots.
+    #[arg(long, value_enum, default_value = "newest")]
+    image: Image,
     /// Longest start of a VM, in seconds.
     #[arg(long, value_name = "SECONDS")]
     boot_timeout: Option<u64>,
@@ -63,6 +68,14 @@ enum Action {
     Stop,
     /// Keep its memory.
     Suspend,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Image {
+    /// At each boot the newest.
+    Newest,
+    /// Always the one that it was first booted from.
+    Pinned,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -95,6 +108,10 @@ impl Create {
             running: match self.running {
                 Running::Hold => RunningContainers::Hold,
                 Running::Suspend => RunningContainers::Suspend,
+            },
+            image: match self.image {
+                Image::Newest => ImageChoice::Newest,
+                Image::Pinned => ImageChoice::Pinned,
             },
             boot_timeout_seconds: self.boot_timeout.or(wish.boot_timeout_seconds),
             ..wish

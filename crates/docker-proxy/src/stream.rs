@@ -9,12 +9,12 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::unix::{ReadHalf, WriteHalf};
 use tokio::sync::Notify;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use crate::client::{BUFFER_BYTES, Broken, until_hung_up};
 use crate::relay::STALLED_AFTER;
 
-/// How long the engine may take to see to the last bytes of a client that has gone.
+/// How long the engine may take to read the last bytes of a client that has gone.
 const LAST_BYTES_WITHIN: Duration = Duration::from_secs(10);
 
 /// Tells once when somebody was waited for too long to keep a VM awake for.
@@ -54,10 +54,17 @@ pub(crate) async fn splice(
     patience: &Patience,
 ) -> Result<(), Broken> {
     let client = reader.as_ref().as_fd().try_clone_to_owned()?;
-    let up = async {
-        // An engine that reads no more may still have much to say: only its own end is the end.
-        let _ = copy_up(reader, to_engine).await;
-        std::future::pending::<()>().await;
+    let client_gone = async {
+        let sent = copy_up(reader, to_engine);
+        tokio::pin!(sent);
+        tokio::select! {
+            // An engine that reads no more may still have much to say: only its own end is the end.
+            _ = &mut sent => until_hung_up(&client).await,
+            gone = until_hung_up(&client) => {
+                let _ = timeout(LAST_BYTES_WITHIN, sent).await;
+                gone
+            }
+        }
     };
     let down = async {
         let mut buffer = vec![0; BUFFER_BYTES];
@@ -70,15 +77,9 @@ pub(crate) async fn splice(
         }
         Ok(writer.shutdown().await?)
     };
-    let left = async {
-        let gone = until_hung_up(&client).await;
-        sleep(LAST_BYTES_WITHIN).await;
-        gone
-    };
     tokio::select! {
         done = down => done,
-        () = up => Ok(()),
-        gone = left => Err(gone),
+        gone = client_gone => Err(gone),
     }
 }
 

@@ -379,6 +379,22 @@ async fn a_dead_client_of_a_silent_stream_holds_nothing_for_long() {
 }
 
 #[tokio::test]
+async fn a_client_that_dies_in_a_stream_has_its_last_bytes_read_and_holds_nothing_a_second_later() {
+    let mut stage = stage(None);
+    let answer = "HTTP/1.1 101 UPGRADED\r\n\r\n";
+    let mut engine = stage.ask("POST /exec/x/start HTTP/1.1\r\n\r\n").await;
+    engine.write_all(answer.as_bytes()).await.unwrap();
+    expect(&mut stage.client, answer).await;
+    stage.client.write_all(b"last words").await.unwrap();
+    let died = tokio::time::Instant::now();
+    stage.leave().await;
+    assert!(died.elapsed() < Duration::from_secs(1), "held for {:?}", died.elapsed());
+    let mut heard = String::new();
+    engine.read_to_string(&mut heard).await.unwrap();
+    assert_eq!(heard, "last words");
+}
+
+#[tokio::test]
 async fn a_client_that_dies_while_the_engine_does_not_read_holds_nothing() {
     let mut stage = stage(None);
     let head = "POST /images/load HTTP/1.1\r\nContent-Length: 9999999\r\n\r\n";

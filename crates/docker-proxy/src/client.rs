@@ -40,6 +40,9 @@ pub(crate) enum Broken {
     ClientGone,
     #[error("{}", .0.message)]
     Refused(Refusal),
+    /// The engine, or the way to it, went; why may be known to whoever holds the VM.
+    #[error("{0}")]
+    EngineLost(String),
 }
 
 impl Broken {

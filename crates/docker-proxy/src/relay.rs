@@ -14,6 +14,7 @@
 //! that neither takes nor gives a byte for [`STALLED_AFTER`] while the relay waits for it is served on, but its lease
 //! keeps nothing awake any more.
 
+use std::future::Future;
 use std::io;
 use std::time::Duration;
 
@@ -22,10 +23,11 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::net::unix::{ReadHalf, WriteHalf};
 use tokio::sync::mpsc;
+use tokio::time::timeout;
 
 use crate::class::Class;
 use crate::client::{BUFFER_BYTES, Broken, finish, request_head, until_gone, until_hung_up, whole_body};
-use crate::engine::{Answer, Engine, Lease};
+use crate::engine::{Answer, Engine, Lease, Refusal};
 use crate::framing::{BodyFraming, BodyScanner};
 use crate::head::{HeadError, HeadScanner, RequestHead, ResponseHead, parse_response};
 use crate::stream::{Patience, splice};
@@ -39,6 +41,9 @@ pub const QUIET_AFTER: Duration = Duration::from_secs(10);
 
 /// An answer of the engine that is read whole, to add to it, has at most so many bytes.
 const ANSWER_BYTES_MAX: usize = 1024 * 1024;
+
+/// How long a VM that has lost its engine may take to say why.
+const REASON_WITHIN: Duration = Duration::from_secs(1);
 
 /// How a request ended.
 enum Next {
@@ -60,6 +65,10 @@ pub async fn serve<E: Engine>(mut client: UnixStream, engine: E) {
             Ok(Next::Close) => break,
             Err(Broken::Refused(refusal)) if !answered => {
                 let _ = writer.write_all(&refusal.to_response()).await;
+                break;
+            }
+            Err(Broken::EngineLost(message)) if !answered => {
+                let _ = writer.write_all(&Refusal { status: 502, message }.to_response()).await;
                 break;
             }
             Err(error) => {
@@ -92,10 +101,13 @@ async fn exchange<'client, E: Engine>(
     }
     let ready = async {
         let lease = engine.lease(&request, class).await.map_err(Broken::Refused)?;
-        let stream = lease.dial().await;
-        let stream =
-            stream.map_err(|error| Broken::refused(502, format!("the engine can't be reached: {error}")))?;
-        Ok::<_, Broken>((lease, stream))
+        match lease.dial().await {
+            Ok(stream) => Ok((lease, stream)),
+            Err(error) => {
+                let lost = format!("the engine can't be reached: {error}");
+                Err(why_lost(lost, lease.ended()).await)
+            }
+        }
     };
     let (lease, stream) = tokio::select! {
         ready = ready => ready?,
@@ -121,7 +133,10 @@ async fn exchange<'client, E: Engine>(
     loop {
         tokio::select! {
             biased;
-            next = &mut relaying => return next,
+            next = &mut relaying => return match next {
+                Err(Broken::EngineLost(lost)) => Err(why_lost(lost, ended).await),
+                next => next,
+            },
             reason = &mut ended => return Err(Broken::refused(502, reason)),
             () = patience.lost() => {
                 if let Some(strong) = lease.take() {
@@ -130,6 +145,11 @@ async fn exchange<'client, E: Engine>(
             }
         }
     }
+}
+
+/// The end of the connection to the engine is seen before whoever holds the VM is told that it crashed.
+async fn why_lost(lost: String, ended: impl Future<Output = String>) -> Broken {
+    Broken::EngineLost(timeout(REASON_WITHIN, ended).await.unwrap_or(lost))
 }
 
 /// Reads the body of a request that may name paths and ports of the host, and gives the request that the engine may see.
@@ -378,7 +398,8 @@ impl EngineAnswer {
                 return parse_response(head, method).map_err(nonsense);
             }
             if engine.read_buf(&mut self.bytes).await.map_err(unreachable)? == 0 {
-                return Err(Broken::refused(502, "the engine closed the connection without an answer"));
+                let lost = "the engine closed the connection without an answer";
+                return Err(Broken::EngineLost(lost.to_owned()));
             }
         }
     }
@@ -389,7 +410,7 @@ fn nonsense(error: HeadError) -> Broken {
 }
 
 fn unreachable(error: io::Error) -> Broken {
-    Broken::refused(502, format!("the connection to the engine broke: {error}"))
+    Broken::EngineLost(format!("the connection to the engine broke: {error}"))
 }
 
 /// Passes the answer's body on to its end.

@@ -16,7 +16,10 @@ struct Script {
     held: watch::Sender<usize>,
     refusal: Option<Refusal>,
     starts: Arc<AtomicUsize>,
+    crashed: watch::Sender<bool>,
 }
+
+const CRASHED: &str = "the VM crashed";
 
 const WARNING: &str = "a volume\r\nX-Evil: is gone";
 
@@ -100,7 +103,13 @@ impl Lease for Held {
     }
 
     fn ended(&self) -> impl Future<Output = String> + Send + 'static {
-        std::future::pending()
+        let mut crashed = self.script.crashed.subscribe();
+        async move {
+            if crashed.wait_for(|crashed| *crashed).await.is_err() {
+                std::future::pending::<()>().await;
+            }
+            CRASHED.to_owned()
+        }
     }
 
     async fn weaken(mut self) -> Option<Self> {
@@ -115,6 +124,7 @@ struct Stage {
     dials: mpsc::Receiver<DuplexStream>,
     held: watch::Sender<usize>,
     starts: Arc<AtomicUsize>,
+    crashed: watch::Sender<bool>,
     relay: tokio::task::JoinHandle<()>,
 }
 
@@ -123,8 +133,15 @@ fn stage(refusal: Option<Refusal>) -> Stage {
     let (sender, dials) = mpsc::channel(8);
     let held = watch::channel(0).0;
     let starts = Arc::new(AtomicUsize::new(0));
-    let script = Script { dials: sender, held: held.clone(), refusal, starts: Arc::clone(&starts) };
-    Stage { client, dials, held, starts, relay: tokio::spawn(serve(ours, script)) }
+    let crashed = watch::channel(false).0;
+    let script = Script {
+        dials: sender,
+        held: held.clone(),
+        refusal,
+        starts: Arc::clone(&starts),
+        crashed: crashed.clone(),
+    };
+    Stage { client, dials, held, starts, crashed, relay: tokio::spawn(serve(ours, script)) }
 }
 
 impl Stage {
@@ -554,6 +571,17 @@ async fn an_engine_that_hangs_up_is_an_answer_not_silence() {
     let mut answer = String::new();
     stage.client.read_to_string(&mut answer).await.unwrap();
     assert!(answer.starts_with("HTTP/1.1 502 "), "{answer}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn whose_vm_crashed_is_told_so_although_the_connection_ends_first() {
+    let mut stage = stage(None);
+    drop(stage.ask("GET /images/get HTTP/1.1\r\n\r\n").await);
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    stage.crashed.send_replace(true);
+    let mut answer = String::new();
+    stage.client.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 502 ") && answer.contains(CRASHED), "{answer}");
 }
 
 #[tokio::test]

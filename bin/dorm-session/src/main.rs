@@ -4,6 +4,7 @@
 
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::Parser;
@@ -26,6 +27,9 @@ enum Arguments {
         /// The folder of its sockets.
         #[arg(long)]
         runtime_dir: PathBuf,
+        /// For how many seconds to stay with neither a client nor a VM.
+        #[arg(long, env = "DORM_LINGER", default_value_t = 60, value_name = "SECONDS")]
+        linger: u64,
     },
     /// Make a template of a VM that was made for it.
     MakeTemplate {
@@ -43,14 +47,16 @@ async fn main() -> Result<()> {
     let filter = EnvFilter::try_from_env("DORM_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     match Arguments::parse() {
-        Arguments::Serve { session_dir, runtime_dir } => {
+        Arguments::Serve { session_dir, runtime_dir, linger } => {
             let settings = std::env::var("DORM_SETTINGS")
                 .context("DORM_SETTINGS isn't set: dormd starts this program")?;
             let settings = serde_json::from_str(&settings).context("DORM_SETTINGS makes no sense")?;
             let [docker, control, service] = [DOCKER, CONTROL, SERVICE].map(inherited);
             let doors = std::env::var(DOORS_VARIABLE).ok().and_then(|count| count.parse::<RawFd>().ok());
             let doors = (0..doors.unwrap_or(0)).map(|number| inherited(SERVICE + 1 + number)).collect();
-            serve(Start { settings, session_dir, runtime_dir, docker, control, service, doors }).await?;
+            let linger = Duration::from_secs(linger);
+            let start = Start { settings, session_dir, runtime_dir, docker, control, service, doors, linger };
+            serve(start).await?;
         }
         Arguments::MakeTemplate { store, runtime_dir } => make_template(&store, &runtime_dir).await?,
     }

@@ -39,9 +39,6 @@ use crate::owner::{Facts, Owner, Started};
 use crate::state::StateError;
 use crate::{clock, control, view};
 
-/// How long a host without clients and without a VM stays.
-const LINGER: Duration = Duration::from_secs(60);
-
 /// How long the service may take to say whether a host may go.
 const LEAVE_WITHIN: Duration = Duration::from_secs(10);
 
@@ -78,6 +75,8 @@ pub struct Start {
     pub service: OwnedFd,
     /// The sockets of published ports that the last host left behind.
     pub doors: Vec<OwnedFd>,
+    /// How long the host stays with neither a client nor a VM.
+    pub linger: Duration,
 }
 
 /// Why a host couldn't serve.
@@ -135,7 +134,7 @@ impl Served {
 /// # Errors
 /// See [`HostError`].
 pub async fn serve(start: Start) -> Result<(), HostError> {
-    let Start { settings, session_dir, runtime_dir, docker, control, service, doors } = start;
+    let Start { settings, session_dir, runtime_dir, docker, control, service, doors, linger } = start;
     let listeners = Listeners { docker: docker.try_clone()?, control: control.try_clone()? };
     let (docker, control, service) = (listener(docker)?, listener(control)?, listener(service)?);
     let config = config(&settings);
@@ -177,7 +176,7 @@ pub async fn serve(start: Start) -> Result<(), HostError> {
     let doors = Doors { accepts, clients: Arc::clone(&clients), served: served.clone(), uid: settings.owner };
     tokio::spawn(doors.clone().accept(docker, Door::Docker));
     tokio::spawn(doors.accept(control, Door::Control));
-    Host { served, link, inbox, accepting, clients, task, sums }.run().await
+    Host { served, link, inbox, accepting, clients, task, sums, linger }.run().await
 }
 
 fn listener(descriptor: OwnedFd) -> io::Result<UnixListener> {
@@ -307,6 +306,7 @@ struct Host {
     task: JoinHandle<()>,
     /// Checksums being made.
     sums: TaskTracker,
+    linger: Duration,
 }
 
 impl Host {
@@ -320,7 +320,7 @@ impl Host {
                 _ = &mut self.task => return Err(HostError::Owner),
                 _ = terminated.recv() => Order::Shutdown,
                 _ = interrupted.recv() => Order::Shutdown,
-                () = unneeded(self.served.owner.info(), &self.clients) => Order::Go,
+                () = unneeded(self.served.owner.info(), &self.clients, self.linger) => Order::Go,
             };
             // Nobody needs this host: whether it may go is for the service to say.
             let order = if order == Order::Go { self.leave().await } else { order };
@@ -386,7 +386,7 @@ impl Host {
 }
 
 /// Ends when for a while nobody was connected and there was no VM.
-async fn unneeded(mut info: watch::Receiver<SessionInfo>, clients: &Semaphore) {
+async fn unneeded(mut info: watch::Receiver<SessionInfo>, clients: &Semaphore, linger: Duration) {
     let mut quiet_since = clock::now();
     loop {
         let idle = info.borrow_and_update().vm.phase == Phase::Absent
@@ -394,7 +394,7 @@ async fn unneeded(mut info: watch::Receiver<SessionInfo>, clients: &Semaphore) {
         if !idle {
             quiet_since = clock::now();
         }
-        let left = LINGER.saturating_sub(clock::now().since(quiet_since));
+        let left = linger.saturating_sub(clock::now().since(quiet_since));
         if left.is_zero() {
             return;
         }

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use dormouse_api::{CreateSession, IdleTimeout, Phase, RunningContainers, SessionInfo};
+use dormouse_vm_tests::figure;
 use dormouse_vm_tests::stage::{Stage, fall_asleep, host_of, inspect};
-use dormouse_vm_tests::{figure, project};
 use rustix::process::{Signal, kill_process};
 use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdout};
@@ -41,13 +41,6 @@ volumes:
 async fn docker_clients_can_not_tell_a_session_from_an_engine_but_that_it_sleeps() -> Result<()> {
     let stage = Stage::new()?;
     let session = stage.create(3600).await?;
-    let plugins = project().join("build/clients/plugins");
-    let config = stage.home().join("docker-config");
-    std::fs::create_dir_all(&config)?;
-    std::fs::write(
-        config.join("config.json"),
-        serde_json::json!({ "cliPluginsExtraDirs": [plugins] }).to_string(),
-    )?;
     stage.load_busybox(&session).await?;
 
     host_paths_are_refused_and_the_engines_socket_is_there(&stage, &session).await?;
@@ -67,7 +60,7 @@ async fn docker_clients_can_not_tell_a_session_from_an_engine_but_that_it_sleeps
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_knock_at_a_published_port_wakes_a_session_that_nobody_hosts() -> Result<()> {
-    let stage = Stage::new()?;
+    let stage = Stage::with(&[("DORM_LINGER", "1".into())])?;
     let mut wish = CreateSession::named("default".parse()?);
     wish.idle_timeout = IdleTimeout::Seconds(3600);
     wish.running = RunningContainers::Suspend;

@@ -144,7 +144,7 @@ impl Factory {
         // Reaped here as its parent; why it ended is for the session's host to tell.
         tokio::spawn(async move {
             let status = spawned.ended().await;
-            tracing::info!(generation, ?status, stderr = ?spawned.stderr, "QEMU ended");
+            tracing::info!(generation, ?status, stderr = spawned.stderr.text(), "QEMU ended");
         });
         Ok(notes)
     }

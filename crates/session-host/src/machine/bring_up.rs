@@ -21,14 +21,11 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::guest::{Guest, Tidings, random};
-use super::pump::{Pump, discard_memory};
+use super::pump::{Pump, discard_memory, last_words};
 use super::sleep::Sleep;
 use super::{Factory, PROGRESS_WITHIN, Purpose, Shared, Up};
 use crate::fault::point;
 use crate::owner::{Message, Ready};
-
-/// How many of the console's lines go into an error.
-const LAST_LINES: usize = 12;
 
 /// What is wanted of a VM that is to be brought up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -187,6 +184,7 @@ impl<F: Factory> BringUp<F> {
             store: self.shared.store.clone(),
             inbox: self.shared.inbox.clone(),
             purpose: purpose.subscribe(),
+            console: self.shared.console.subscribe(),
         };
         Found { vm, purpose, pump: tokio::spawn(pump.run()) }
     }
@@ -265,18 +263,14 @@ impl<F: Factory> BringUp<F> {
             Ok((guest, tidings)) => return Ok(Risen { up: Up { vm, guest, purpose }, how, tidings, pump }),
             Err(reason) => reason,
         };
-        let last =
-            self.shared.console.borrow().as_ref().map(|console| console.last_lines(LAST_LINES).join("\n"));
+        let last = last_words(&self.shared.console.borrow());
         vm.kill();
         let exit = pump.await.ok().flatten();
         let reason = exit.map_or(reason.clone(), |exit| match exit.cause {
             ExitCause::Unknown => reason,
             _ => exit.details,
         });
-        Err(match last {
-            Some(last) if !last.is_empty() => format!("{reason}; the console's last lines:\n{last}"),
-            _ => reason,
-        })
+        Err(format!("{reason}{last}"))
     }
 
     async fn connect_console(&self, vm: &Vm) -> Result<(), String> {

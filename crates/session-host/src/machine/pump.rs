@@ -4,11 +4,14 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use dormouse_lifecycle::{Event, Exit, Generation};
-use dormouse_vm::{ExitCause, Vm, VmEvent, VmEvents, VmExit};
+use dormouse_vm::{Console, ExitCause, Vm, VmEvent, VmEvents, VmExit};
 use tokio::sync::watch;
 
 use super::Purpose;
 use crate::owner::{Inbox, Message};
+
+/// How many of the console's lines go into an error.
+const LAST_LINES: usize = 12;
 
 pub(super) struct Pump {
     pub(super) generation: Generation,
@@ -17,6 +20,7 @@ pub(super) struct Pump {
     pub(super) store: PathBuf,
     pub(super) inbox: Inbox,
     pub(super) purpose: watch::Receiver<Purpose>,
+    pub(super) console: watch::Receiver<Option<Arc<Console>>>,
 }
 
 impl Pump {
@@ -24,7 +28,7 @@ impl Pump {
     /// exit by what is returned; everybody else by an event.
     pub(super) async fn run(mut self) -> Option<VmExit> {
         let generation = self.generation;
-        let exit = loop {
+        let mut exit = loop {
             let event = match self.events.next().await {
                 VmEvent::Exited(exit) => break exit,
                 VmEvent::PausedByDisk { reason, .. } => Event::VmPaused { generation, reason: reason.into() },
@@ -41,8 +45,22 @@ impl Pump {
             Purpose::Serve => discard_memory(self.store).await,
             Purpose::Suspend => {}
         }
+        // Why a guest's kernel gave up stands on its console.
+        if matches!(exit.cause, ExitCause::GuestPanic | ExitCause::GuestReset) {
+            exit.details.push_str(&last_words(&self.console.borrow()));
+        }
         self.inbox.send(Message::Event(Event::VmExited { generation, exit: classify(&exit) }));
         None
+    }
+}
+
+/// The end of what a guest wrote to its console, as the end of a sentence; empty if it wrote nothing.
+pub(super) fn last_words(console: &Option<Arc<Console>>) -> String {
+    match console.as_ref().map(|console| console.last_lines(LAST_LINES)) {
+        Some(lines) if !lines.is_empty() => {
+            format!("; the console's last lines:\n{}", lines.join("\n"))
+        }
+        _ => String::new(),
     }
 }
 

@@ -85,12 +85,13 @@ async fn serve_host(
     loop {
         tokio::select! {
             stream = mux.accept() => {
-                let Some(stream) = stream else { return };
+                let Some(stream) = stream else { break };
                 tokio::spawn(serve_stream(stream, channel, Arc::clone(guest)));
             }
             _ = seen.tick() => { guest.host_seen.send_replace(uptime_nanos()); }
         }
     }
+    console::say(&format!("the host's channel over the port {channel:?} ended: {}", mux.closed().await));
 }
 
 async fn serve_stream(mut stream: Stream, channel: Channel, guest: Arc<Guest>) {

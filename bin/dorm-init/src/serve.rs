@@ -22,6 +22,7 @@ const LONELY_AFTER: Duration = Duration::from_secs(10 * 60);
 
 /// Brings the guest up and serves until somebody says power off.
 pub(crate) fn run() -> Result<()> {
+    console::hear_libraries();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(serve())
 }

@@ -78,6 +78,9 @@ impl Stage {
     pub fn with(variables: &[(&'static str, OsString)]) -> Result<Self> {
         let folder = tempfile::Builder::new().prefix("dorm").tempdir()?;
         let variables = variables.to_vec();
+        std::fs::create_dir(folder.path().join("docker-config"))?;
+        let config = serde_json::json!({ "cliPluginsExtraDirs": [project().join("build/clients/plugins")] });
+        std::fs::write(folder.path().join("docker-config/config.json"), config.to_string())?;
         let service = start_service(folder.path(), &variables)?;
         Ok(Self { folder, variables, service })
     }
@@ -237,11 +240,24 @@ impl Stage {
         Ok(())
     }
 
-    /// What the service and the session's host logged.
+    /// What the service, the session's host and its guest logged. A VM that is about to be given up is waited for, so that
+    /// why it was stands there too.
     #[must_use]
     pub fn logs(&self, session: &SessionInfo) -> String {
+        let name = session.name.to_string();
+        self.told(&["session", "wait", &name, "--for", "terminated"]);
         let logs = [self.home().join("dormd.log"), runtime(self, session).join("host.log")];
-        logs.map(|log| std::fs::read_to_string(log).unwrap_or_default()).join("\n-- host --\n")
+        let [service, host] = logs.map(|log| std::fs::read_to_string(log).unwrap_or_default());
+        let console = self.told(&["session", "logs", &name, "--console"]);
+        format!("{service}\n-- host --\n{host}\n-- console --\n{console}")
+    }
+
+    /// What `dorm` has to say within a few seconds.
+    fn told(&self, arguments: &[&str]) -> String {
+        let mut command = Command::new("timeout");
+        command.args(["5"]).arg(program("dorm")).args(arguments).env("DORM_HOME", self.home());
+        let output = command.stdin(Stdio::null()).output();
+        output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default()
     }
 
     /// Processes of this home: those whose command line or environment names it, without this one.

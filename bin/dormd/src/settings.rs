@@ -13,7 +13,7 @@ use dormouse_api::{
     ApiError, ChangeSettings, CrashPolicy, CreateSession, ErrorCode, IdleAction, IdleTimeout, ImageChoice,
     NetworkKind, RunningContainers, SessionId, SessionName,
 };
-use dormouse_vm::{CPUS_MAX, MEMORY_MIB_MIN};
+use dormouse_vm::{CPUS_MAX, MEMORY_MIB_MIN, Qemu};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 /// Version of the record's format.
@@ -90,7 +90,7 @@ fn yes() -> bool {
 /// What this host can do, as far as defaults depend on it.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct HostTraits {
-    /// Processors that this process may use.
+    /// Processors that a VM can use at once.
     pub(crate) cpus: u32,
     /// RAM in MiB.
     pub(crate) memory_mib: u64,
@@ -101,11 +101,15 @@ pub(crate) struct HostTraits {
 }
 
 impl HostTraits {
-    /// Looks at this host's processors and memory.
+    /// Looks at this host's processors and memory, and at what its QEMU makes of them.
     #[must_use]
-    pub(crate) fn of_this_host(emulation: bool, network: NetworkKind) -> Self {
+    pub(crate) fn of_this_host(qemu: &Qemu, network: NetworkKind) -> Self {
         let info = rustix::system::sysinfo();
-        let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+        let emulation = !qemu.acceleration.is_kvm();
+        let cpus = match qemu.runs_cpus_in_parallel() {
+            true => std::thread::available_parallelism().map_or(1, usize::from),
+            false => 1,
+        };
         Self {
             cpus: u32::try_from(cpus).unwrap_or(u32::MAX),
             memory_mib: info.totalram.saturating_mul(u64::from(info.mem_unit)) >> 20,

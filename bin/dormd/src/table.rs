@@ -333,9 +333,9 @@ impl Table {
 
     async fn host_traits(&self) -> Result<HostTraits, ApiError> {
         let words = |error: anyhow::Error| internal(format!("{error:#}"));
-        let emulation = !self.factory.qemu().await.map_err(words)?.acceleration.is_kvm();
+        let qemu = self.factory.qemu().await.map_err(words)?;
         let network = self.factory.network().await.map_err(words)?;
-        Ok(HostTraits::of_this_host(emulation, network))
+        Ok(HostTraits::of_this_host(qemu, network))
     }
 
     /// All templates.

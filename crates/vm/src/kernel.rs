@@ -4,9 +4,11 @@ use crate::address::{DNS_V4, GATEWAY_V4, GATEWAY_V6, GUEST_V4, GUEST_V6};
 use crate::config::{NetworkKind, VmConfig};
 use crate::probe::Acceleration;
 
-/// What every guest boots with: text on the serial port; and a triple fault instead of a reboot, because the VM is to
+/// What every guest boots with: text on the serial port; a panic at the first fault of the kernel, which would else live on
+/// and answer nobody; and a triple fault instead of a reboot, because the VM is to
 /// end then (`-no-reboot`) and no other way of resetting is as quick.
-const ALWAYS: &str = "console=ttyS0 quiet reboot=t panic=-1 nowatchdog no_timer_check random.trust_cpu=on";
+const ALWAYS: &str =
+    "console=ttyS0 quiet reboot=t oops=panic panic=-1 nowatchdog no_timer_check random.trust_cpu=on";
 
 /// Under emulation the guest's own defences against speculative execution guard nothing and cost time.
 const EMULATED: &str = "mitigations=off cpuidle.off=1";

@@ -20,6 +20,11 @@ pub use features::Features;
 /// The oldest QEMU that is tried: 7.2 brought `-netdev stream`, which passt needs.
 pub const QEMU_MIN: (u32, u32) = (7, 2);
 
+/// The oldest QEMU that is let emulate several CPUs at once. In those before it, code that one CPU changes while another
+/// translates it goes on being run as it was (fixed by "accel/tcg: Always lock pages before translation"), and a Linux
+/// that patches itself or compiles BPF meets that: its memory is corrupted, once in about a hundred first containers.
+const PARALLEL_EMULATION_MIN: (u32, u32) = (8, 1);
+
 /// Where to look and what to leave alone.
 #[derive(Debug, Clone)]
 pub struct ProbeOptions {
@@ -101,6 +106,12 @@ pub enum ProbeError {
 }
 
 impl Qemu {
+    /// Do a guest's CPUs run at the same time? One after the other more of them would only cost.
+    #[must_use]
+    pub fn runs_cpus_in_parallel(&self) -> bool {
+        self.acceleration.is_kvm() || (self.version.0, self.version.1) >= PARALLEL_EMULATION_MIN
+    }
+
     /// Looks at this host's QEMU. Takes some 10 ms when the answer is remembered, up to 5 s when not.
     ///
     /// # Errors
@@ -204,4 +215,29 @@ fn in_path(name: &str) -> Option<PathBuf> {
 fn beside_us(name: &str) -> Option<PathBuf> {
     let path = std::env::current_exe().ok()?.with_file_name(name);
     path.is_file().then_some(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_qemu_that_can_emulates_cpus_at_once() {
+        let qemu = |version, acceleration| Qemu {
+            program: PathBuf::new(),
+            version,
+            package: String::new(),
+            build: String::new(),
+            features: Features::default(),
+            acceleration,
+            passt: None,
+            frame_filter: None,
+        };
+        let emulation = || Acceleration::Emulation { why: String::new() };
+        assert!(!qemu((7, 2, 22), emulation()).runs_cpus_in_parallel());
+        assert!(!qemu((8, 0, 5), emulation()).runs_cpus_in_parallel());
+        assert!(qemu((8, 1, 0), emulation()).runs_cpus_in_parallel());
+        assert!(qemu((10, 0, 0), emulation()).runs_cpus_in_parallel());
+        assert!(qemu((7, 2, 22), Acceleration::Kvm).runs_cpus_in_parallel());
+    }
 }

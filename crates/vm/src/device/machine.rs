@@ -28,7 +28,8 @@ pub(super) fn add(arguments: &mut Arguments, config: &VmConfig, qemu: &Qemu) {
     let accelerator = match qemu.acceleration {
         Acceleration::Kvm => "kvm",
         // The default cache of translated code is 1 GiB for each VM.
-        Acceleration::Emulation { .. } => "tcg,thread=multi,tb-size=64",
+        Acceleration::Emulation { .. } if qemu.runs_cpus_in_parallel() => "tcg,thread=multi,tb-size=64",
+        Acceleration::Emulation { .. } => "tcg,thread=single,tb-size=64",
     };
     arguments.option("-accel", accelerator);
     arguments.option("-cpu", cpu_model(&qemu.acceleration));

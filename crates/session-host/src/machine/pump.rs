@@ -13,6 +13,12 @@ use crate::owner::{Inbox, Message};
 /// How many of the console's lines go into an error.
 const LAST_LINES: usize = 12;
 
+/// How many of them a fault is looked for in.
+const SEARCHED_LINES: usize = 200;
+
+/// How a kernel begins to tell of its own end.
+const FAULTS: &[&str] = &["Kernel panic", "Oops:", "BUG:"];
+
 pub(super) struct Pump {
     pub(super) generation: Generation,
     pub(super) vm: Arc<Vm>,
@@ -54,14 +60,21 @@ impl Pump {
     }
 }
 
-/// The end of what a guest wrote to its console, as the end of a sentence; empty if it wrote nothing.
+/// What a guest wrote to its console last, as the end of a sentence; empty if it wrote nothing.
 pub(super) fn last_words(console: &Option<Arc<Console>>) -> String {
-    match console.as_ref().map(|console| console.last_lines(LAST_LINES)) {
-        Some(lines) if !lines.is_empty() => {
-            format!("; the console's last lines:\n{}", lines.join("\n"))
-        }
-        _ => String::new(),
+    let lines = console.as_ref().map(|console| console.last_lines(SEARCHED_LINES)).unwrap_or_default();
+    match telling(&lines) {
+        [] => String::new(),
+        lines => format!("; the console's last lines:\n{}", lines.join("\n")),
     }
+}
+
+/// Those that go into an error: the last, or where a kernel's fault begins, which ends in a page of registers.
+fn telling(lines: &[String]) -> &[String] {
+    let is_fault = |line: &String| FAULTS.iter().any(|fault| line.contains(fault));
+    let last = lines.len().saturating_sub(LAST_LINES);
+    let start = lines.iter().position(is_fault).map_or(last, |fault| fault.min(last));
+    &lines[start..(start + LAST_LINES).min(lines.len())]
 }
 
 /// Removes the memory of a VM that is gone, unless it is sealed.
@@ -83,5 +96,23 @@ fn classify(exit: &VmExit) -> Exit {
         | ExitCause::GuestPanic
         | ExitCause::GuestReset
         | ExitCause::Unknown => Exit::Crashed(exit.details.as_str().into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_a_console_the_last_lines_are_told_or_the_kernels_fault() {
+        let lines = |fault: usize| -> Vec<String> {
+            (0..40)
+                .map(|line| if line == fault { "Oops: 0000".to_owned() } else { line.to_string() })
+                .collect()
+        };
+        assert_eq!(telling(&lines(99))[0], "28");
+        assert_eq!((telling(&lines(20))[0].as_str(), telling(&lines(20)).len()), ("Oops: 0000", LAST_LINES));
+        assert_eq!(telling(&lines(38))[0], "28", "what came before it is shown where there is room");
+        assert!(telling(&[]).is_empty());
     }
 }

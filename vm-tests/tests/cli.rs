@@ -1,12 +1,12 @@
 //! The command line in a VM: the same lines by `dorm` and by Debian's docker client, and what only a terminal or a
 //! kill shows.
 
-use std::io::Read;
+use std::io::{Read, Write};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use dormouse_api::{ChangeSettings, HoldKind, IdleTimeout, SessionInfo};
+use dormouse_api::{ChangeSettings, HoldInfo, HoldKind, IdleTimeout, Phase, SessionInfo};
 use dormouse_vm_tests::project;
 use dormouse_vm_tests::stage::{Stage, program, until};
 use expectrl::{Expect, Session as Terminal};
@@ -105,8 +105,9 @@ async fn dorm_does_what_docker_does_and_gives_back_what_it_held() -> Result<()> 
     stage.succeed(&session, &run).await?;
 
     a_terminal_works_and_is_given_back(&stage)?;
-    a_killed_command_holds_nothing(&stage, &session).await?;
+    killed_commands_hold_nothing(&stage, &session).await?;
     the_same_lines_do_the_same(&stage, &session).await?;
+    a_container_outlives_the_command_that_ran_it(&stage, &session).await?;
     an_exit_code_survives_a_short_grace(&stage, &session).await
 }
 
@@ -202,23 +203,63 @@ fn code(terminal: &mut expectrl::session::OsSession) -> Result<i32> {
     }
 }
 
-async fn a_killed_command_holds_nothing(stage: &Stage, session: &SessionInfo) -> Result<()> {
-    let ours = |info: &SessionInfo| {
-        info.holds
-            .iter()
-            .any(|hold| matches!(hold.kind, HoldKind::Operation | HoldKind::Request) && !hold.weak)
-    };
-    let mut command = dorm(stage, &["logs", "--follow", "cc"]);
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
-    let mut child = command.spawn()?;
-    // It is well under way once it has printed something.
+/// Longest that a dead client's holds may outlive it: the promise is a second, the rest is for a loaded machine.
+const HELD_AT_MOST: Duration = Duration::from_secs(5);
+
+/// What `dorm` or a connection of its own holds.
+fn is_a_clients(hold: &HoldInfo) -> bool {
+    matches!(hold.kind, HoldKind::Operation | HoldKind::Request) && !hold.weak
+}
+
+/// `kill -9` in the middle of whatever takes long. A command in a container that reads its input ends with it.
+async fn killed_commands_hold_nothing(stage: &Stage, session: &SessionInfo) -> Result<()> {
+    // A registry that takes the request and never answers it.
+    let registry = ["run", "-d", "--name", "reg", "--network", "host", "busybox", "nc", "-l", "-p", "5000"];
+    stage.succeed(session, &registry).await?;
+    let image = std::fs::read(project().join("build/busybox.tar"))?;
+    let half = &image[..image.len() / 2];
+    for (arguments, words) in [
+        (&["logs", "--follow", "cc"][..], "/logs"),
+        (&["pull", "localhost:5000/never"], "/images/create"),
+        (&["load"], "/images/load"),
+        (&["exec", "-i", "cc", "cat"], "/exec/"),
+    ] {
+        let mut command = dorm(stage, arguments);
+        command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+        let mut child = command.spawn()?;
+        if arguments[0] == "load" {
+            child.stdin.as_mut().context("piped")?.write_all(half)?;
+        }
+        until(session, |info| {
+            info.holds.iter().any(|hold| is_a_clients(hold) && hold.reason.contains(words))
+        })
+        .await
+        .with_context(|| format!("{arguments:?}"))?;
+        child.kill()?;
+        let killed = Instant::now();
+        let info = until(session, |info| !info.holds.iter().any(is_a_clients)).await?;
+        println!("figure: holds of a killed {}, ms = {}", arguments[0], killed.elapsed().as_millis());
+        ensure!(killed.elapsed() < HELD_AT_MOST, "{arguments:?} held for {:?}", killed.elapsed());
+        ensure!(info.vm.phase == Phase::Running, "{info:?}");
+        child.wait()?;
+    }
+    stage.succeed(session, &["rm", "--force", "reg"]).await?;
+    Ok(())
+}
+
+/// As docker's does.
+async fn a_container_outlives_the_command_that_ran_it(stage: &Stage, session: &SessionInfo) -> Result<()> {
+    stage.succeed(session, &["stop", "cc"]).await?;
+    let mut command = dorm(stage, &["run", "--name", "kk", "busybox", "sh", "-c", "echo up; sleep 100000"]);
+    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
     child.stdout.as_mut().context("piped")?.read_exact(&mut [0])?;
-    until(session, ours).await?;
     child.kill()?;
-    let killed = Instant::now();
     child.wait()?;
-    until(session, |info| !ours(info)).await?;
-    println!("figure: holds of a killed command, ms = {}", killed.elapsed().as_millis());
+    let info = until(session, |info| !info.holds.iter().any(is_a_clients)).await?;
+    let strong: Vec<_> = info.holds.iter().filter(|hold| !hold.weak).collect();
+    ensure!(matches!(strong[..], [hold] if hold.kind == HoldKind::Container), "{:?}", info.holds);
+    ensure!(stage.succeed(session, &["ps", "--format", "{{.Names}}"]).await? == "kk\n");
+    stage.succeed(session, &["rm", "--force", "kk"]).await?;
     Ok(())
 }
 

@@ -1,5 +1,7 @@
 //! The guest itself: what boots, what answers, what happens when the engine dies.
 
+use std::time::Duration;
+
 use anyhow::{Context, Result, bail};
 use dormouse_agent_proto::{EngineState, GuestEvent, ProcessFrame, RunProcess, Target, TerminalSize};
 use dormouse_mux::{Agent, Watch, read_process_frame};
@@ -52,7 +54,7 @@ async fn ask_engine(agent: &Agent, path: &str) -> Result<String> {
 /// One boot for all of it: a boot is the expensive part.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_guest_serves_its_engine_runs_processes_survives_an_engine_death_and_powers_off() -> Result<()> {
-    let home = Home::new()?;
+    let mut home = Home::new()?;
     let machine = home.boot(1).await?;
     let mut watch = machine.agent.watch().await?;
     let outcome = async {
@@ -69,6 +71,7 @@ async fn a_guest_serves_its_engine_runs_processes_survives_an_engine_death_and_p
         missing_things_are_named(&machine.agent).await?;
         the_clock_is_the_hosts(&machine.agent).await?;
         one_engine_death_is_mended(&machine.agent, &mut watch).await?;
+        run(&machine.agent, sh("echo kept > /var/lib/docker/kept"), b"").await?;
         anyhow::Ok(())
     }
     .await;
@@ -79,6 +82,28 @@ async fn a_guest_serves_its_engine_runs_processes_survives_an_engine_death_and_p
     }
     machine.agent.power_off().await?;
     let exit = timeout(BOOT_WITHIN, machine.gone()).await??;
+    assert_eq!(exit.cause, ExitCause::GuestShutdown, "{}", exit.details);
+    a_larger_disk_is_used_whole_and_a_guest_without_a_host_ends_itself(&mut home).await
+}
+
+/// Size of the data file system, in MiB.
+const DISK_MIB: &str =
+    "stat -f -c '%b %S' /var/lib/docker | { read blocks bytes; echo $((blocks * bytes / 1048576)); }";
+
+async fn a_larger_disk_is_used_whole_and_a_guest_without_a_host_ends_itself(home: &mut Home) -> Result<()> {
+    home.grow_disk(6 << 30)?;
+    home.lonely_after = Some(Duration::from_secs(20));
+    let machine = home.boot(2).await?;
+    let mut watch = machine.agent.watch().await?;
+    engine_becomes(&mut watch, |state| *state == EngineState::Ready).await?;
+    let (text, _) = run(&machine.agent, sh(DISK_MIB), b"").await?;
+    let mib: u64 = text.trim().parse()?;
+    anyhow::ensure!((5_500..6_144).contains(&mib), "the file system has {mib} MiB");
+    let kept = run(&machine.agent, sh("cat /var/lib/docker/kept"), b"").await?;
+    anyhow::ensure!(kept == ("kept\n".to_owned(), 0), "{kept:?}");
+
+    machine.agent.close().await;
+    let exit = timeout(BOOT_WITHIN, machine.gone()).await.context("a guest without a host lives on")??;
     assert_eq!(exit.cause, ExitCause::GuestShutdown, "{}", exit.details);
     Ok(())
 }

@@ -10,6 +10,7 @@ use dormouse_client::Endpoint;
 use dormouse_vm_tests::figure;
 use dormouse_vm_tests::root_process::guest_output;
 use dormouse_vm_tests::stage::{STATE_WITHIN, Stage, becomes, held_by, host_of, inspect, qemu_of, until};
+use http::Method;
 use rustix::process::{Signal, kill_process};
 
 /// Clients that knock at once.
@@ -203,5 +204,23 @@ async fn a_killed_vm_is_a_crash_and_the_next_command_opens_a_new_incarnation(
     ensure!(names.contains("first") && names.contains("long"), "{names}");
     let info = inspect(session).await?;
     ensure!(info.incarnation == crashed.incarnation + 1, "{info:?}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_panic_of_the_guest_is_told_with_its_last_words() -> Result<()> {
+    let stage = Stage::new()?;
+    let session = stage.create(30).await?;
+    let control = Endpoint::new(&session.control_socket);
+    let argv = ["sh", "-c", "echo c > /proc/sysrq-trigger"].map(str::to_owned).to_vec();
+    let process = RunProcess { argv, ..RunProcess::default() };
+    let _client = control.upgrade(Method::POST, "/v1/run", &process, "dorm-process").await?;
+    let crashed = becomes(&session, "terminated").await?;
+    let end = crashed.termination.context("there is no reason")?;
+    ensure!(
+        end.reason == TerminationReason::Crashed && end.details.contains("sysrq triggered crash"),
+        "{end:?}\n{}",
+        stage.logs(&session)
+    );
     Ok(())
 }

@@ -45,19 +45,21 @@ fn seconds(took: Duration) -> String {
 fn page(series: &[Series], asides: &Asides) -> String {
     let mut page = String::from(
         "# Benchmarks\n\nWritten by `cargo xtask bench wake`: from asleep to the end of the answer to a Docker request that no \
-         sleeping session can answer. Each round measures each way once, one after the other. A session's host is there already \
-         but in a new session; the usual VM is Debian 13 with systemd and its `docker.io`, with as much RAM and as many \
-         vCPUs, booted from its own kernel.\n\n",
+         sleeping session can answer.\nEach round measures each way once, one after the other; what boots may be left out of the \
+         last rounds, and is compared with\nthe rounds that it was in. A session's host is there already but in a new session. The \
+         usual VM is Debian 13 with systemd\nand its `docker.io`, with as much RAM and as many vCPUs, booted from its own \
+         kernel.\n\n",
     );
     for (what, value) in circumstances() {
         let _ = writeln!(page, "- {what}: {value}");
     }
     page.push_str("\n![from asleep to the first answer](benchmarks/wake.svg)\n\n");
     page.push_str("| from asleep to the first answer | rounds | median | p90 | least | beside the usual VM |\n|---|---|---|---|---|---|\n");
-    let usual = series.last().map_or(Duration::ZERO, |usual| quantile(&usual.totals, 0.5));
+    let usual = series.last().map_or(&[][..], |usual| &usual.totals);
     for Series { name, totals, .. } in series {
         let median = quantile(totals, 0.5);
-        let ratio = usual.as_secs_f64() / median.as_secs_f64();
+        let shared = &totals[..totals.len().min(usual.len())];
+        let ratio = quantile(usual, 0.5).as_secs_f64() / quantile(shared, 0.5).as_secs_f64();
         let (p90, least) = (seconds(quantile(totals, 0.9)), seconds(quantile(totals, 0.0)));
         let _ = writeln!(
             page,

@@ -95,6 +95,33 @@ fn an_exec_holds_even_where_running_containers_may_be_suspended() {
 }
 
 #[test]
+fn an_exec_holds_whatever_is_said_of_its_container() {
+    let mut desk = Desk::running(Config::default());
+    desk.release(1);
+    desk.act(Event::ContainersChanged { generation: g(1), census: Census { execs: 1, ..NOTHING } });
+    assert_eq!(desk.session.next_deadline(), None);
+}
+
+#[test]
+fn the_end_of_the_last_container_is_not_the_end_of_the_operation_that_waits_for_it() {
+    let mut desk = Desk::running(Config::default());
+    desk.act(Event::ContainersChanged { generation: g(1), census: RUNNING });
+    desk.act(Event::ContainersChanged { generation: g(1), census: NOTHING });
+    assert_eq!((desk.session.view().leases, desk.session.next_deadline()), (1, None));
+}
+
+#[test]
+fn containers_of_a_later_vm_hold_like_those_of_the_first() {
+    let mut desk = Desk::running(Config::default());
+    desk.exited(1);
+    desk.ask(2);
+    desk.ready(2);
+    desk.release(2);
+    desk.act(Event::ContainersChanged { generation: g(2), census: RUNNING });
+    assert_eq!(desk.session.next_deadline(), None);
+}
+
+#[test]
 fn running_containers_hold_where_the_vm_would_be_stopped() {
     let mut desk = Desk::running(Config { running: RunningContainers::Suspend, ..Config::default() });
     desk.release(1);

@@ -6,5 +6,6 @@ mod checking;
 mod desk;
 mod ending;
 mod idling;
+mod showing;
 mod sleeping;
 mod starting;

@@ -303,7 +303,10 @@ async fn hooks_forbid_the_start_of_a_container_wherever_it_comes_from(play: &Pla
     ensure!(why.warnings.iter().any(|warning| warning == words), "{why:?}");
     let running = stage.succeed(session, &["ps", "--quiet"]).await?;
     ensure!(running.is_empty(), "{running}");
-    play.unflag("veto")
+    play.unflag("veto")?;
+    // An engine that boots would start it again.
+    stage.succeed(session, &["rm", "--force", "again"]).await?;
+    Ok(())
 }
 
 async fn whoever_wakes_a_vm_that_lost_its_snapshot_is_told(play: &Play) -> Result<()> {

@@ -235,21 +235,19 @@ async fn watch_guest(mut stream: Stream, guest: &Guest) -> Result<(), JsonError>
     loop {
         tokio::select! {
             biased;
-            changed = steps.changed() => {
-                if changed.is_err() { return Ok(()) }
+            // Who told the steps may end before the last of what there is to tell of the engine is told.
+            Ok(()) = steps.changed() => {
                 let new: Vec<_> = steps.borrow_and_update()[told..].to_vec();
                 told += new.len();
                 for (name, uptime_nanos) in new {
                     write_json(&mut stream, &GuestEvent::Step { name, uptime_nanos }).await?;
                 }
             }
-            changed = processes.changed() => {
-                if changed.is_err() { return Ok(()) }
+            Ok(()) = processes.changed() => {
                 let running = Processes::list(&processes.borrow_and_update());
                 write_json(&mut stream, &GuestEvent::Running(running)).await?;
             }
-            changed = engine.changed() => {
-                if changed.is_err() { return Ok(()) }
+            Ok(()) = engine.changed() => {
                 let state = engine.borrow_and_update().clone();
                 write_json(&mut stream, &GuestEvent::Engine(state)).await?;
             }

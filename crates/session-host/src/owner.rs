@@ -109,7 +109,7 @@ pub(crate) struct Granted {
 
 /// The way to the owner.
 #[derive(Debug, Clone)]
-pub struct Inbox(mpsc::UnboundedSender<Message>);
+pub struct Inbox(pub(crate) mpsc::UnboundedSender<Message>);
 
 impl Inbox {
     /// An owner that is gone has nobody left to serve.

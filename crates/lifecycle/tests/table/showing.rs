@@ -90,3 +90,38 @@ fn a_pin_ends_at_its_time_and_not_before() {
     assert_eq!(desk.session.holds().len(), 0);
     assert_eq!(desk.session.next_deadline(), None);
 }
+
+#[test]
+fn what_runs_is_listed_with_its_number_and_whether_it_holds() {
+    let listed = |config: Config, census: Census| {
+        let mut desk = Desk::running(config);
+        desk.release(1);
+        desk.act(Event::ContainersChanged { generation: g(1), census });
+        let entry = |hold: Hold| (hold.kind, hold.reason.to_string(), hold.weak);
+        desk.session.holds().into_iter().map(entry).collect::<Vec<_>>()
+    };
+    let census = Census { active: 2, inactive: 5, execs: 1 };
+    let (container, exec) = ((HoldKind::Container, "2 running".into()), (HoldKind::Exec, "1 running".into()));
+    let entry = |(kind, reason): (HoldKind, String), weak| (kind, reason, weak);
+    let strong = [entry(container.clone(), false), entry(exec, false)];
+    assert_eq!(listed(Config::default(), census), strong);
+    assert_eq!(listed(Config::default(), Census { inactive: 5, ..NOTHING }), []);
+    let suspends = Config { running: RunningContainers::Suspend, ..suspending() };
+    assert_eq!(listed(suspends, Census { execs: 0, ..census }), [entry(container, true)]);
+    assert_eq!(listed(suspends, census), strong, "an exec keeps its container's VM awake");
+}
+
+#[test]
+fn that_a_host_has_to_go_can_be_seen() {
+    let mut desk = Desk::running(Config::default());
+    assert!(!desk.session.view().leaving);
+    desk.act(Event::HostLeaving);
+    assert!(desk.session.view().leaving);
+}
+
+#[test]
+fn times_are_told_in_milliseconds() {
+    let time = Timestamp::from_millis(1_234).after(Duration::from_secs(2));
+    assert_eq!(time.as_millis(), 3_234);
+    assert_eq!(time.since(Timestamp::from_millis(234)), Duration::from_secs(3));
+}

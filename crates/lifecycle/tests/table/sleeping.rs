@@ -203,3 +203,70 @@ fn requests_to_sleep_that_come_late_join_the_sleep_under_way() {
     assert_eq!(desk.act(request(99)), [Action::AnswerSleep { request: RequestId(99), outcome }]);
     assert_eq!(desk.act(Event::SleepDone { ask }).len(), Limits::REQUESTS);
 }
+
+#[test]
+fn answers_to_earlier_orders_about_the_same_vm_are_not_taken_for_those_to_the_present_one() {
+    let (mut desk, ask) = Desk::committed(Config::default());
+    let earlier = Ask { sequence: ask.sequence - 1, ..ask };
+    assert_eq!(desk.act(Event::HooksDone { ask: earlier }), []);
+    assert_eq!(desk.phase(), PhaseName::Committed, "the hooks are still being told");
+    let (mut desk, ask) = Desk::stopping(suspending());
+    let earlier = Ask { sequence: ask.sequence - 1, ..ask };
+    assert_eq!(desk.act(Event::SleepDone { ask: earlier }), []);
+    let vm = AfterFailure::RunsOn;
+    assert_eq!(desk.act(Event::SuspendFailed { ask: earlier, vm, reason: "late".into() }), []);
+    assert_eq!(desk.phase(), PhaseName::Stopping);
+}
+
+fn start_failed(generation: u64, snapshot: SnapshotFate) -> Event {
+    Event::StartFailed { generation: g(generation), reason: "called off".into(), snapshot }
+}
+
+#[test]
+fn a_start_that_failed_is_not_the_end_of_a_stop() {
+    let (mut desk, _) = Desk::stopping(Config::default());
+    assert_eq!(desk.act(start_failed(1, SnapshotFate::Void)), []);
+    assert_eq!(desk.phase(), PhaseName::Stopping, "the VM still shuts down");
+}
+
+/// A session with a snapshot of its first VM, whose second is called off.
+fn called_off() -> Desk {
+    let (mut desk, ask) = Desk::stopping(suspending());
+    desk.act(Event::SleepDone { ask });
+    desk.ask(2);
+    desk.due();
+    assert_eq!(desk.phase(), PhaseName::Stopping);
+    desk
+}
+
+#[test]
+fn a_bring_up_that_was_called_off_leaves_its_snapshot_or_has_used_it() {
+    for (fate, left) in [(SnapshotFate::Intact, Some(g(1))), (SnapshotFate::Void, None)] {
+        let mut desk = called_off();
+        assert_eq!(desk.act(start_failed(1, fate)), [], "of an earlier VM");
+        assert_eq!(desk.phase(), PhaseName::Stopping);
+        desk.act(start_failed(2, fate));
+        assert_eq!((desk.phase(), desk.session.view().snapshot), (PhaseName::Absent, left));
+    }
+}
+
+#[test]
+fn a_snapshot_that_is_not_sealed_in_time_is_none_and_its_vm_is_gone() {
+    let (mut desk, _) = Desk::stopping(suspending());
+    desk.exited(1);
+    let begin = desk.now;
+    assert!(kills(&desk.due(), 1));
+    assert_eq!(desk.now.since(begin), Limits::default().seal);
+    assert_eq!((desk.phase(), desk.session.view().snapshot), (PhaseName::Absent, None));
+    let trouble = desk.session.view().latest.sleep.clone().and_then(|(.., trouble)| trouble);
+    assert_eq!(trouble.as_deref(), Some("the snapshot wasn't sealed in time"));
+}
+
+#[test]
+fn whoever_asked_for_the_sleep_of_a_vm_that_no_kill_ends_hears_that_it_failed() {
+    let (mut desk, _) = Desk::stopping(Config::default());
+    desk.act(Event::SleepRequested { request: RequestId(1), how: None });
+    let actions: Vec<_> = (0..=Limits::KILLS).flat_map(|_| desk.due()).collect();
+    let outcome = SleepOutcome::Failed("the VM was killed and didn't exit".into());
+    assert!(actions.contains(&Action::AnswerSleep { request: RequestId(1), outcome }), "{actions:?}");
+}

@@ -178,7 +178,12 @@ async fn follow(tidings: Tidings, agent: &Agent, generation: Generation, inbox: 
                 runs
             }),
             Ok(_) => {}
-            Err(_) => return agent.closed().await,
+            // One that tells no more though its channel is up would never tell of an engine's death either.
+            Err(_) => {
+                let closed = timeout(EXIT_WITHIN, agent.closed()).await;
+                return closed
+                    .unwrap_or_else(|_| "the guest tells nothing of its engine any more".to_owned());
+            }
         }
     }
 }
@@ -188,4 +193,42 @@ pub(super) fn random<const N: usize>() -> Result<[u8; N], String> {
     rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())
         .map_err(|error| error.to_string())?;
     Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use dormouse_agent_proto::{Reply, Request};
+    use dormouse_mux::{read_json, write_json};
+    use tokio::io::{AsyncWriteExt, duplex};
+    use tokio::sync::mpsc;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_guest_that_tells_no_more_is_lost_though_its_channel_is_up() {
+        let (host, guest) = duplex(64 * 1024);
+        let guest = Mux::server(guest, Limits::AGENT);
+        let mux = Mux::client(host, Limits::AGENT);
+        let agent = Agent::new(mux.clone(), mux);
+        let serving = async {
+            let mut stream = guest.accept().await.unwrap();
+            let asked: Request = read_json(&mut stream).await.unwrap();
+            assert_eq!(asked, Request::Watch);
+            write_json(&mut stream, &Reply::Ok(Answer::Done)).await.unwrap();
+            let event = GuestEvent::Engine(EngineState::Dead { details: "killed".to_owned() });
+            write_json(&mut stream, &event).await.unwrap();
+            stream.shutdown().await.unwrap();
+            stream
+        };
+        let (watch, _stream) = tokio::join!(agent.watch(), serving);
+        let (sender, mut told) = mpsc::unbounded_channel();
+        let inbox = Inbox(sender);
+        let tidings = Tidings { watch: watch.unwrap(), processes: Vec::new() };
+        let following = follow(tidings, &agent, Generation(1), &inbox);
+        let reason =
+            timeout(Duration::from_secs(60), following).await.expect("it is waited for without bound");
+        assert_eq!(reason, "the guest tells nothing of its engine any more");
+        let told = told.recv().await;
+        assert!(matches!(told, Some(Message::Event(Event::EngineDied { .. }))), "{told:?}");
+    }
 }

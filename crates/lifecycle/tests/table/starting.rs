@@ -186,3 +186,14 @@ fn the_progress_of_a_start_can_be_seen() {
     desk.act(Event::VmProgress { generation: g(1), step: "engine".into() });
     assert_eq!(desk.session.view().progress.map(|step| &**step), Some("engine"));
 }
+
+#[test]
+fn a_vm_is_announced_however_it_was_started() {
+    for how in [StartHow::Cold, StartHow::Clone, StartHow::Resume] {
+        let mut desk = Desk::new(Config::default());
+        desk.ask(1);
+        let actions = desk.act(Event::VmReady { generation: g(1), how, census: NOTHING });
+        assert!(actions.contains(&Action::AnnounceStarted { generation: g(1), how }), "{actions:?}");
+        assert_eq!(desk.session.view().boot.0, u64::from(how != StartHow::Resume));
+    }
+}

@@ -174,8 +174,6 @@ async fn an_engine_that_dies_comes_back_beneath_its_containers_and_one_that_dies
     };
     let crash = tokio::time::timeout(STATE_WITHIN, crash).await.context("it never crashes")??;
     ensure!(crash.generation == info.vm.generation && crash.reason.contains("dockerd"), "{crash:?}");
-    let end = inspect(session).await?.termination.context("there is no reason")?;
-    ensure!(end.reason == TerminationReason::Crashed && end.details == crash.reason, "{end:?}");
     drop(held);
     Ok(())
 }

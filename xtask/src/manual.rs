@@ -98,43 +98,6 @@ const WSLC: &[(&str, &[&str])] = &[
     ("version", &["format"]),
 ];
 
-const CREATE: &[&str] = &[
-    "cidfile",
-    "cpus",
-    "dns",
-    "dns-option",
-    "dns-search",
-    "domainname",
-    "hostname",
-    "entrypoint",
-    "env",
-    "env-file",
-    "gpus",
-    "health-cmd",
-    "health-interval",
-    "health-timeout",
-    "health-start-period",
-    "health-retries",
-    "no-healthcheck",
-    "interactive",
-    "tty",
-    "label",
-    "memory",
-    "shm-size",
-    "name",
-    "network",
-    "network-alias",
-    "publish",
-    "publish-all",
-    "rm",
-    "stop-signal",
-    "stop-timeout",
-    "tmpfs",
-    "ulimit",
-    "user",
-    "volume",
-    "workdir",
-];
 const RUN: &[&str] = &[
     "detach",
     "cidfile",
@@ -173,6 +136,11 @@ const RUN: &[&str] = &[
     "volume",
     "workdir",
 ];
+/// All of `run`'s but the first, which says how it runs.
+const CREATE: &[&str] = match RUN {
+    [_detach, options @ ..] => options,
+    [] => &[],
+};
 const EXEC: &[&str] = &["detach", "env", "env-file", "interactive", "tty", "user", "workdir"];
 const LIST: &[&str] = &["all", "filter", "format", "last", "latest", "no-trunc", "quiet"];
 const LOGS: &[&str] = &["follow", "tail", "timestamps", "since", "until"];

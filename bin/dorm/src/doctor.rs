@@ -175,7 +175,11 @@ async fn virtualization(home: &Home) -> Vec<Finding> {
         Acceleration::Emulation { why } => Finding::warn(
             "acceleration",
             format!(
-                "emulation ({why}): about ten times slower, and no security boundary in QEMU's own words"
+                "emulation ({why}), {}: about ten times slower, and no security boundary in QEMU's own words",
+                match qemu.runs_cpus_in_parallel() {
+                    true => "of several CPUs at once",
+                    false => "of one CPU at a time, because this QEMU corrupts guests with more",
+                }
             ),
             "switch on virtualization in the firmware, load the module kvm, and join the group kvm",
         ),

@@ -117,7 +117,7 @@ impl Home {
             data_disk: self.folder.path().join("data.raw"),
             memory_file: self.folder.path().join("memory"),
             memory_mib: 1024,
-            cpus: 2,
+            cpus: 1,
             network: self.network,
             runtime_dir: self.folder.path().to_owned(),
             start: Start::Cold,

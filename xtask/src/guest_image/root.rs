@@ -27,6 +27,8 @@ pub(super) fn arrange(archive: &Path, tree: &Path) -> Result<()> {
         .arg(archive)
         .arg("--directory")
         .arg(tree))?;
+    // Everybody in the guest is root, and who makes an image without being root gets no such bits.
+    run(Command::new("chmod").args(["--recursive", "ug-s"]).arg(tree))?;
     fs::rename(tree.join("boot"), &boot).context("the packages brought no kernel")?;
     for path in lines(DROP) {
         drop_path(tree, path)?;

@@ -182,6 +182,32 @@ impl Machine {
     }
 }
 
+/// A file system of this size for a test that is in a mount namespace of its own ([`in_mount_namespace`]).
+///
+/// # Errors
+/// When it can't be mounted.
+pub fn file_system(size: &str) -> Result<tempfile::TempDir> {
+    let folder = tempfile::tempdir()?;
+    let mut mount = std::process::Command::new("mount");
+    mount.args(["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"]).arg(folder.path());
+    anyhow::ensure!(mount.status()?.success(), "can't mount a file system");
+    Ok(folder)
+}
+
+/// Asks as HTTP/1.0 does, and closes the sending side: the answer still has to come. What listens may have to wake a VM.
+///
+/// # Errors
+/// When nobody listens, or nothing comes.
+pub fn fetch(address: &str) -> Result<String> {
+    use std::io::Write as _;
+    let mut stream =
+        std::net::TcpStream::connect(address).with_context(|| format!("nobody listens at {address}"))?;
+    stream.set_read_timeout(Some(stage::STATE_WITHIN))?;
+    stream.write_all(b"GET / HTTP/1.0\r\n\r\n")?;
+    stream.shutdown(std::net::Shutdown::Write)?;
+    Ok(std::io::read_to_string(stream)?)
+}
+
 /// Runs the named test of this program once more, in a mount namespace of its own, and tells whether this was outside of
 /// it. As a user without root, one becomes root of a user namespace.
 ///

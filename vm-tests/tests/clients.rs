@@ -14,8 +14,8 @@ use dormouse_api::{
     CreateSession, HoldKind, IdleTimeout, Phase, RunningContainers, SessionInfo, TerminationReason,
 };
 use dormouse_client::Endpoint;
-use dormouse_vm_tests::figure;
 use dormouse_vm_tests::stage::{Stage, fall_asleep, held_by, inspect, runtime, until};
+use dormouse_vm_tests::{fetch, figure};
 use expectrl::{Eof, Expect, Session as Terminal};
 
 /// Longest wait for a client that has all it needs.
@@ -93,7 +93,7 @@ impl Absent<'_> {
         let told = self.docker(&["port", "web", "80/tcp"]).await?;
         let number: u16 = told.trim().rsplit_once(':').context("no port")?.1.parse()?;
         fall_asleep(self.session).await?;
-        let page = tokio::task::spawn_blocking(move || fetch(number)).await??;
+        let page = tokio::task::spawn_blocking(move || fetch(&format!("127.0.0.1:{number}"))).await??;
         ensure!(page.ends_with("served\n"), "{page}");
         self.docker(&["rm", "--force", "web"]).await?;
         self.docker(&["run", "-d", "-i", "--name", "cat", "busybox", "cat"]).await?;
@@ -205,13 +205,6 @@ impl Absent<'_> {
         self.docker(&["network", "rm", "net"]).await?;
         Ok(())
     }
-}
-
-fn fetch(port: u16) -> Result<String> {
-    let mut stream = TcpStream::connect(("127.0.0.1", port))?;
-    stream.set_read_timeout(Some(ANSWER_WITHIN))?;
-    stream.write_all(b"GET / HTTP/1.0\r\n\r\n")?;
-    Ok(std::io::read_to_string(stream)?)
 }
 
 async fn the_cache_can_be_deleted_while_sessions_sleep(stage: &Stage, session: &SessionInfo) -> Result<()> {

@@ -3,13 +3,13 @@
 #![cfg(feature = "long")]
 
 use std::fs::File;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 
 use anyhow::{Context, Result, ensure};
 use dormouse_api::{CreateSession, IdleTimeout, RunningContainers, SessionInfo, Why};
 use dormouse_client::Endpoint;
-use dormouse_vm_tests::in_mount_namespace;
 use dormouse_vm_tests::stage::{STATE_WITHIN, Stage, fall_asleep, inspect};
+use dormouse_vm_tests::{file_system, in_mount_namespace};
 use rustix::fs::{FallocateFlags, fallocate, statvfs};
 
 /// What is left of the host's disk while the guest writes more than that.
@@ -29,10 +29,7 @@ fn a_full_disk_is_told_and_work_goes_on_once_there_is_room() -> Result<()> {
     if in_mount_namespace("a_full_disk_is_told_and_work_goes_on_once_there_is_room")? {
         return Ok(());
     }
-    let folder = tempfile::tempdir()?;
-    let mounted =
-        Command::new("mount").args(["-t", "tmpfs", "-o", "size=3g", "tmpfs"]).arg(folder.path()).status()?;
-    ensure!(mounted.success());
+    let folder = file_system("3g")?;
     tokio::runtime::Runtime::new()?.block_on(async {
         let stage = Stage::new()?;
         stage.template().await?;

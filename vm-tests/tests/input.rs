@@ -10,7 +10,7 @@ use std::process::{Command, Output, Stdio};
 use anyhow::{Context, Result, ensure};
 use dormouse_api::{CreateSession, IdleTimeout, Phase, SessionInfo};
 use dormouse_vm_tests::stage::{Stage, inspect, program, runtime};
-use dormouse_vm_tests::{fake, in_mount_namespace};
+use dormouse_vm_tests::{fake, file_system, in_mount_namespace};
 
 fn dorm(stage: &Stage, arguments: &[&str]) -> Result<Output> {
     let mut command = Command::new(program("dorm"));
@@ -241,10 +241,7 @@ fn a_disk_of_the_host_that_is_full_is_named_before_anything_is_started() -> Resu
     if in_mount_namespace("a_disk_of_the_host_that_is_full_is_named_before_anything_is_started")? {
         return Ok(());
     }
-    let folder = tempfile::tempdir()?;
-    let mounted =
-        Command::new("mount").args(["-t", "tmpfs", "-o", "size=64m", "tmpfs"]).arg(folder.path()).status()?;
-    ensure!(mounted.success());
+    let folder = file_system("64m")?;
     tokio::runtime::Runtime::new()?.block_on(async {
         let images = tempfile::tempdir()?;
         let stage = Stage::with(&fake_images(images.path())?)?;

@@ -178,7 +178,7 @@ async fn virtualization(home: &Home) -> Vec<Finding> {
                 "emulation ({why}), {}: about ten times slower, and no security boundary in QEMU's own words",
                 match qemu.runs_cpus_in_parallel() {
                     true => "of several CPUs at once",
-                    false => "of one CPU at a time, because this QEMU corrupts guests with more",
+                    false => "of one CPU at a time, because this QEMU may corrupt guests with more",
                 }
             ),
             "switch on virtualization in the firmware, load the module kvm, and join the group kvm",

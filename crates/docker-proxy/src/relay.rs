@@ -27,7 +27,7 @@ use tokio::time::timeout;
 
 use crate::class::Class;
 use crate::client::{BUFFER_BYTES, Broken, finish, request_head, until_gone, until_hung_up, whole_body};
-use crate::engine::{Answer, Engine, Lease, Refusal};
+use crate::engine::{Answer, Engine, Lease};
 use crate::framing::{BodyFraming, BodyScanner};
 use crate::head::{HeadError, HeadScanner, RequestHead, ResponseHead, parse_response};
 use crate::stream::{Patience, splice};
@@ -65,10 +65,6 @@ pub async fn serve<E: Engine>(mut client: UnixStream, engine: E) {
             Ok(Next::Close) => break,
             Err(Broken::Refused(refusal)) if !answered => {
                 let _ = writer.write_all(&refusal.to_response()).await;
-                break;
-            }
-            Err(Broken::EngineLost(message)) if !answered => {
-                let _ = writer.write_all(&Refusal { status: 502, message }.to_response()).await;
                 break;
             }
             Err(error) => {
@@ -149,7 +145,7 @@ async fn exchange<'client, E: Engine>(
 
 /// The end of the connection to the engine is seen before whoever holds the VM is told that it crashed.
 async fn why_lost(lost: String, ended: impl Future<Output = String>) -> Broken {
-    Broken::EngineLost(timeout(REASON_WITHIN, ended).await.unwrap_or(lost))
+    Broken::refused(502, timeout(REASON_WITHIN, ended).await.unwrap_or(lost))
 }
 
 /// Reads the body of a request that may name paths and ports of the host, and gives the request that the engine may see.

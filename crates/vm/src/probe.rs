@@ -22,7 +22,7 @@ pub const QEMU_MIN: (u32, u32) = (7, 2);
 
 /// The oldest QEMU that is let emulate several CPUs at once. In those before it, code that one CPU changes while another
 /// translates it goes on being run as it was (fixed by "accel/tcg: Always lock pages before translation"), and a Linux
-/// that patches itself or compiles BPF meets that: its memory is corrupted, once in about a hundred first containers.
+/// that patches itself or compiles BPF can meet that. Kernels that lost their memory were seen with several CPUs only.
 const PARALLEL_EMULATION_MIN: (u32, u32) = (8, 1);
 
 /// Where to look and what to leave alone.

@@ -1,29 +1,17 @@
 //! Published ports, from the host's side.
 
-use std::io::{Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use dormouse_api::SessionInfo;
-use dormouse_vm_tests::figure;
 use dormouse_vm_tests::stage::{STATE_WITHIN, Stage, fall_asleep, host_of, inspect};
+use dormouse_vm_tests::{fetch, figure};
 
 /// Longest wait for a byte, which may have to wake a VM first.
 const BYTE_WITHIN: Duration = Duration::from_secs(300);
 
 const SERVER: &str = "echo served > /index.html; exec httpd -f -p 80 -h /";
-
-/// Asks as HTTP/1.0 does, and closes the sending side: the answer still has to come.
-fn fetch(address: &str) -> Result<String> {
-    let mut stream = TcpStream::connect(address).with_context(|| format!("nobody listens at {address}"))?;
-    stream.set_read_timeout(Some(BYTE_WITHIN))?;
-    stream.write_all(b"GET / HTTP/1.0\r\n\r\n")?;
-    stream.shutdown(Shutdown::Write)?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer)?;
-    Ok(answer)
-}
 
 /// A number that was free a moment ago.
 fn free() -> Result<u16> {

@@ -301,12 +301,22 @@ async fn hooks_forbid_the_start_of_a_container_wherever_it_comes_from(play: &Pla
     until_in_history(play, "warning", words).await?;
     let why: Why = play.control().get("/v1/why").await?;
     ensure!(why.warnings.iter().any(|warning| warning == words), "{why:?}");
-    let running = stage.succeed(session, &["ps", "--quiet"]).await?;
-    ensure!(running.is_empty(), "{running}");
+    until_nothing_runs(play).await?;
     play.unflag("veto")?;
     // An engine that boots would start it again.
     stage.succeed(session, &["rm", "--force", "again"]).await?;
     Ok(())
+}
+
+/// The engine answers a stop when the process has ended, and writes into its list of containers after that.
+async fn until_nothing_runs(Play { stage, session }: &Play) -> Result<()> {
+    let empty = async {
+        while !stage.succeed(session, &["ps", "--quiet"]).await?.is_empty() {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        Ok(())
+    };
+    tokio::time::timeout(Duration::from_secs(30), empty).await.context("a container runs on")?
 }
 
 async fn whoever_wakes_a_vm_that_lost_its_snapshot_is_told(play: &Play) -> Result<()> {

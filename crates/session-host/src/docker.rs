@@ -41,7 +41,7 @@ impl Face {
         Self {
             asleep: Asleep::load(session_dir, settings.asleep_answers, settings.engine.clone()),
             events: Events::load(session_dir),
-            ports: Ports::load(session_dir, seed, doors),
+            ports: Ports::load(session_dir, seed, settings.publish_address, doors),
         }
     }
 }

@@ -34,7 +34,7 @@ use tokio_util::task::TaskTracker;
 use crate::docker::{Face, SessionEngine};
 use crate::hooks::Runner;
 use crate::link::{Link, Listeners, Order};
-use crate::machine::{Machines, Places, Qemus, REPORT_WITHIN};
+use crate::machine::{Machines, Qemus, REPORT_WITHIN, Traits};
 use crate::owner::{Facts, Owner, Started};
 use crate::state::StateError;
 use crate::{clock, control, view};
@@ -151,14 +151,15 @@ pub async fn serve(start: Start) -> Result<(), HostError> {
     let factory = link.clone();
     let sums = TaskTracker::new();
     let summing = sums.clone();
-    let places = Places {
+    let traits = Traits {
         runtime_dir,
         store: settings.storage.clone(),
         disk_bytes: settings.storage_bytes,
         hostname: settings.hostname.clone(),
+        registries: settings.registries.clone(),
     };
     let Started { owner, jobs, task } = Owner::start(facts.clone(), config, |inbox| {
-        let machines = Qemus::new(factory, places, inbox, face.clone(), summing);
+        let machines = Qemus::new(factory, traits, inbox, face.clone(), summing);
         let console = machines.console();
         tokio::spawn(forward_console(console, console_sender));
         machines

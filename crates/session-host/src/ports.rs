@@ -20,7 +20,7 @@ mod wakes;
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -41,9 +41,6 @@ use self::published::{Behind, Container, Door, Protocol};
 use self::wakes::Wakes;
 use crate::fetch;
 use crate::owner::Owner;
-
-/// Where a port is published whose client named no address: this host only.
-const ADDRESS: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
 /// Connections, and sources of datagrams, that are forwarded at a time.
 const FORWARDS_MAX: usize = 1024;
@@ -68,6 +65,8 @@ pub struct Ports {
 
 #[derive(Debug)]
 struct Shared {
+    /// Where a port is published whose client named no address.
+    address: IpAddr,
     left: Left,
     table: Mutex<Table>,
     owner: watch::Sender<Option<Owner>>,
@@ -144,9 +143,9 @@ impl Ports {
     }
 
     /// The doors that an earlier host left open, with the sockets of those that somebody kept. `seed` decides where the
-    /// numbers begin that are given to who names none.
+    /// numbers begin that are given to who names none; who names no address gets `address`.
     #[must_use]
-    pub fn load(folder: &Path, seed: u64, sockets: Vec<OwnedFd>) -> Self {
+    pub fn load(folder: &Path, seed: u64, address: IpAddr, sockets: Vec<OwnedFd>) -> Self {
         let table = Table {
             doors: BTreeMap::new(),
             starting: BTreeMap::new(),
@@ -154,6 +153,7 @@ impl Ports {
             free: FreePorts::new(seed),
         };
         let shared = Shared {
+            address,
             left: Left::new(folder),
             table: Mutex::new(table),
             owner: watch::channel(None).0,
@@ -218,7 +218,7 @@ impl Ports {
         };
         let mut table = self.table();
         let before: Vec<Door> = table.doors.keys().copied().collect();
-        for (door, behind) in container.doors(ADDRESS) {
+        for (door, behind) in container.doors(self.shared.address) {
             // A door of another container is for the engine to refuse, in its own words.
             if table.doors.contains_key(&door) {
                 continue;
@@ -262,7 +262,8 @@ impl Ports {
     }
 
     fn settle(&self, containers: &[Container]) {
-        let wanted: BTreeMap<_, _> = containers.iter().flat_map(|one| one.doors(ADDRESS)).collect();
+        let wanted: BTreeMap<_, _> =
+            containers.iter().flat_map(|one| one.doors(self.shared.address)).collect();
         let mut table = self.table();
         let Table { doors, starting, .. } = &mut *table;
         doors.retain(|door, open| {

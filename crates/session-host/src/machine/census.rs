@@ -82,7 +82,7 @@ async fn running_execs(agent: &Agent) -> Result<Vec<(String, String)>, String> {
     Ok(running)
 }
 
-async fn ask<T: serde::de::DeserializeOwned>(agent: &Agent, path: &str) -> Result<T, String> {
+pub(super) async fn ask<T: serde::de::DeserializeOwned>(agent: &Agent, path: &str) -> Result<T, String> {
     let answer = engine_answer(agent, path).await?;
     serde_json::from_slice(&answer).map_err(|error| format!("the engine's answer makes no sense: {error}"))
 }

@@ -5,6 +5,7 @@
 pub mod client;
 pub mod fake;
 pub mod polling;
+pub mod raw;
 pub mod registry;
 pub mod root_process;
 pub mod stage;

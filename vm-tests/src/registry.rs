@@ -72,7 +72,7 @@ impl Registry {
                 bail!("docker-registry ended with {status}");
             }
             ensure!(begun.elapsed() < LISTENS_WITHIN, "docker-registry doesn't listen");
-            std::thread::sleep(Duration::from_millis(20));
+            std::thread::park_timeout(Duration::from_millis(20));
         }
         Ok(registry)
     }

@@ -8,13 +8,13 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail, ensure};
-use dormouse_agent_proto::{EngineState, GuestEvent, ProcessFrame, RunProcess, Target};
+use dormouse_agent_proto::{EngineState, GuestEvent, ProcessFrame, RunProcess};
 use dormouse_api::{CreateSession, IdleTimeout, RunningContainers, SessionInfo};
-use dormouse_mux::{Agent, both_ways, read_process_frame};
+use dormouse_mux::{Agent, read_process_frame};
 use dormouse_vm::NetworkKind;
 use dormouse_vm_tests::registry::{Registry, give_host_an_address};
 use dormouse_vm_tests::stage::{Stage, fall_asleep, inspect, program};
-use dormouse_vm_tests::{Home, in_network_namespace, project};
+use dormouse_vm_tests::{Home, in_network_namespace, project, raw};
 use tokio::net::UnixListener;
 
 /// Files of tests: all but those of swarm and its services, configs and secrets, and of plugins.
@@ -181,7 +181,7 @@ async fn an_engine_without_a_session_passes_most_of_them() -> Result<()> {
         let mut watch = machine.agent.watch().await?;
         while watch.next().await? != GuestEvent::Engine(EngineState::Ready) {}
         use_mirror(&machine.agent, &registry.mirror()).await?;
-        tokio::spawn(serve_raw(UnixListener::bind(&socket)?, machine.agent.clone()));
+        tokio::spawn(raw::serve(UnixListener::bind(&socket)?, machine.agent.clone()));
         tokio::task::block_in_place(|| Tests::new(&socket, "raw")?.all())
     }
     .await;
@@ -198,18 +198,6 @@ async fn an_engine_without_a_session_passes_most_of_them() -> Result<()> {
     std::fs::write(list(), lines)?;
     ensure!(passed.len() * 100 >= counted * 85, "{} of {counted} pass", passed.len());
     Ok(())
-}
-
-/// The engine's own socket, and nothing before it.
-async fn serve_raw(listener: UnixListener, agent: Agent) {
-    while let Ok((mut client, _)) = listener.accept().await {
-        let agent = agent.clone();
-        tokio::spawn(async move {
-            if let Ok(mut engine) = agent.dial(Target::Engine).await {
-                both_ways(&mut client, &mut engine).await;
-            }
-        });
-    }
 }
 
 async fn use_mirror(agent: &Agent, mirror: &str) -> Result<()> {

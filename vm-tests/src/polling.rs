@@ -6,8 +6,10 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use dormouse_api::CreateSession;
 
 use crate::client::Client;
+use crate::stage::{Stage, host_of};
 
 /// Reads of an IDE that polls.
 const READS_A_SECOND: u32 = 10;
@@ -49,6 +51,36 @@ pub fn poll(docker_socket: &Path, target: &str, time: Duration) -> Result<()> {
         }
     }
     println!("figure: reads while asleep = {}", reads.len());
+    Ok(())
+}
+
+/// Connects so often to a session whose host lingers 0 s, one client after the other: each is served, by this host or the
+/// next. The session never ran, and what is asked needs no VM.
+///
+/// # Errors
+/// When one isn't served, or no host leaves.
+pub fn connect_often(connects: usize) -> Result<()> {
+    let stage = Stage::with(&[("DORM_LINGER", "0".into())])?;
+    let wish = CreateSession::named("default".parse()?);
+    let session = tokio::runtime::Handle::current().block_on(stage.make(&wish))?;
+    let (mut hosts, mut last) = (0, None);
+    let begun = Instant::now();
+    for number in 0..connects {
+        let response = Client::connect(&session.docker_socket)
+            .and_then(|mut client| client.ask("GET", "/_ping"))
+            .with_context(|| format!("client {number} was not served\n{}", stage.logs(&session)))?;
+        ensure!(response.status == 200 && response.is_asleep(), "client {number}: {response:?}");
+        // Half of them come at once, while the host is leaving.
+        if number % 2 == 0 {
+            let host = host_of(&session).ok();
+            if host.is_some() && host != last {
+                (hosts, last) = (hosts + 1, host);
+            }
+        }
+    }
+    println!("figure: {connects} clients of hosts that leave at once = {} ms", begun.elapsed().as_millis());
+    println!("figure: hosts that were seen = {hosts}");
+    ensure!(hosts > connects / 100, "only {hosts} hosts: nobody left");
     Ok(())
 }
 

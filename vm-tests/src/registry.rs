@@ -57,19 +57,21 @@ impl Registry {
         std::fs::write(
             &config,
             format!(
-                "version: 0.1\nlog: {{ level: fatal }}\nhttp: {{ addr: '{address}' }}\n\
+                "version: 0.1\nlog: {{ level: error }}\nhttp: {{ addr: '{address}' }}\n\
                  storage:\n  filesystem: {{ rootdirectory: '{}' }}\n  delete: {{ enabled: true }}\n",
                 images.display()
             ),
         )?;
         let mut command = Command::new(installed.join("docker-registry"));
         command.arg("serve").arg(&config).stdin(Stdio::null()).stdout(Stdio::null());
+        let log = folder.path().join("log");
+        command.stderr(std::fs::File::create(&log)?);
         let process = command.spawn().context("can't start docker-registry")?;
         let mut registry = Self { process, _folder: folder, address };
         let begun = Instant::now();
         while TcpStream::connect(address).is_err() {
             if let Some(status) = registry.process.try_wait()? {
-                bail!("docker-registry ended with {status}");
+                bail!("docker-registry ended with {status}: {}", std::fs::read_to_string(&log)?);
             }
             ensure!(begun.elapsed() < LISTENS_WITHIN, "docker-registry doesn't listen");
             std::thread::park_timeout(Duration::from_millis(20));

@@ -39,6 +39,7 @@ use self::free::FreePorts;
 use self::left::Left;
 use self::published::{Behind, Container, Door, Protocol};
 use self::wakes::Wakes;
+use crate::entrance::Entrance;
 use crate::fetch;
 use crate::owner::Owner;
 
@@ -71,6 +72,7 @@ struct Shared {
     table: Mutex<Table>,
     owner: watch::Sender<Option<Owner>>,
     forwards: Arc<Semaphore>,
+    entrance: Entrance,
     /// A start is over, however it ended.
     start_over: Notify,
     /// One comparison at a time: an older list must not overrule a newer one.
@@ -158,6 +160,7 @@ impl Ports {
             table: Mutex::new(table),
             owner: watch::channel(None).0,
             forwards: Arc::new(Semaphore::new(FORWARDS_MAX)),
+            entrance: Entrance::default(),
             start_over: Notify::new(),
             comparing: tokio::sync::Mutex::new(()),
         };
@@ -186,6 +189,16 @@ impl Ports {
     /// Who gives leases to whoever knocks.
     pub(crate) fn set_owner(&self, owner: Owner) {
         self.shared.owner.send_replace(Some(owner));
+    }
+
+    /// Where those come in who knock.
+    pub(crate) fn entrance(&self) -> &Entrance {
+        &self.shared.entrance
+    }
+
+    /// Is nothing forwarded?
+    pub(crate) fn is_quiet(&self) -> bool {
+        self.shared.forwards.available_permits() == FORWARDS_MAX
     }
 
     /// Duplicates of all doors' sockets, for whoever listens while there is no host.

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use dormouse_api::{CreateSession, IdleTimeout, Phase, RunningContainers, SessionInfo};
 use dormouse_vm_tests::client::{Client, Response};
 use dormouse_vm_tests::figure;
-use dormouse_vm_tests::polling::poll;
+use dormouse_vm_tests::polling::{connect_often, poll};
 use dormouse_vm_tests::stage::{Stage, fall_asleep, host_of, inspect, program};
 use rustix::process::{Signal, kill_process};
 use tokio::io::{AsyncBufReadExt, BufReader, Lines};
@@ -65,6 +65,12 @@ async fn a_knock_at_a_published_port_wakes_a_session_that_nobody_hosts() -> Resu
     let session = stage.make(&wish).await?;
     stage.load_busybox(&session).await?;
     ports::a_knock_wakes_whoever_is_behind_the_door(&stage, &session).await
+}
+
+/// Needs no VM.
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_comes_while_a_host_leaves_is_served_by_it_or_the_next() -> Result<()> {
+    tokio::task::block_in_place(|| connect_often(300))
 }
 
 async fn another_engines_images_and_volumes_are_taken_over(stage: &Stage, from: &SessionInfo) -> Result<()> {

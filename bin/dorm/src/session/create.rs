@@ -68,7 +68,7 @@ pub(crate) struct Create {
     /// Where ports are published that name no address; 127.0.0.1 when absent.
     #[arg(long, value_name = "IP")]
     publish_address: Option<IpAddr>,
-    /// A registry that its engine asks before Docker Hub, e.g. https://mirror.example.org. May be repeated.
+    /// A registry that its engine asks before Docker Hub, by its URL. May be repeated.
     #[arg(long = "registry-mirror", value_name = "URL", value_parser = mirror)]
     registry_mirrors: Vec<String>,
     /// A registry that its engine speaks to without TLS, e.g. registry.lan:5000. May be repeated.

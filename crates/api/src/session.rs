@@ -386,6 +386,8 @@ pub enum HoldKind {
     Exec,
     /// A container that runs, is paused, restarting or being removed.
     Container,
+    /// What goes on in a container that may be suspended. It holds but against a suspend that is asked for by name.
+    Activity,
     /// A user's wish.
     Pin,
     /// An open `/events` stream, an idle connection.

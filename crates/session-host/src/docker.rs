@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use dormouse_agent_proto::Target;
+use dormouse_agent_proto::{BUSY_DIR, Target};
 use dormouse_api::link::HostSettings;
 use dormouse_api::{Phase, SessionState};
 use dormouse_docker_proxy::{Answer, Class, Engine, Mount, Refusal, RequestHead, started_by};
@@ -154,11 +154,13 @@ impl SessionEngine {
     }
 }
 
-/// What becomes of a bind mount of `source`, a path of the host. The engine's own socket is in the VM as well.
+/// What becomes of a bind mount of `source`, a path of the host. The engine's own socket is in the VM as well, and so is
+/// the folder for marks.
 fn mount(source: &str, docker_socket: &Path) -> Mount {
     // Components, so that neither `//` nor `/./` makes another path.
     let source: PathBuf = Path::new(source).components().collect();
-    if source == Path::new("/var/run/docker.sock") || source == Path::new("/run/docker.sock") {
+    let of_the_vm = ["/var/run/docker.sock", "/run/docker.sock", BUSY_DIR];
+    if of_the_vm.iter().any(|there| source == Path::new(there)) {
         Mount::AsIs
     } else if source == docker_socket {
         Mount::From("/var/run/docker.sock".to_owned())
@@ -200,11 +202,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn of_the_hosts_paths_only_the_engines_socket_is_in_the_vm() {
+    fn of_all_paths_only_the_engines_socket_and_the_folder_for_marks_are_in_the_vm() {
         let ours = Path::new("/run/user/1000/dormouse/ab12/docker.sock");
         for (source, is_there) in [
             ("/var/run/docker.sock", Some(Mount::AsIs)),
             ("/run//docker.sock", Some(Mount::AsIs)),
+            ("/run/dormouse/busy", Some(Mount::AsIs)),
             (
                 "/run/user/1000/dormouse/ab12/docker.sock",
                 Some(Mount::From("/var/run/docker.sock".to_owned())),

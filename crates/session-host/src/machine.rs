@@ -16,6 +16,7 @@ mod census;
 mod engine_events;
 mod guest;
 mod pump;
+mod quiet;
 mod registries;
 mod sleep;
 

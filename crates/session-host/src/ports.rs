@@ -137,7 +137,7 @@ impl Drop for Starting {
 
 impl Ports {
     /// Who gives leases. Doors that an earlier host left are open a moment before there is one.
-    async fn owner(&self) -> Result<Owner, String> {
+    pub(crate) async fn owner(&self) -> Result<Owner, String> {
         let mut owner = self.shared.owner.subscribe();
         let owner = timeout(OWNER_WITHIN, owner.wait_for(Option::is_some)).await;
         let owner = owner.ok().and_then(|owner| owner.ok()?.clone());

@@ -53,7 +53,7 @@ pub(crate) struct Create {
     /// How the VM is put to sleep then; suspended where that works when absent.
     #[arg(long, value_enum)]
     idle_action: Option<Action>,
-    /// Whether running containers keep the VM awake, or are suspended with it.
+    /// Whether running containers keep the VM awake, or are suspended with it while they are quiet.
     #[arg(long, value_enum, default_value = "hold")]
     running: Running,
     /// Which guest image it boots.

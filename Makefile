@@ -6,6 +6,7 @@ demo: packages
 	cargo build --locked --release
 	$(MAKE) guest-image
 	scripts/install-clients
+	scripts/install-virtiofsd
 	scripts/demo
 
 test: packages lint unit vm
@@ -25,6 +26,7 @@ VM_TESTS_FIRST = cli input service guest
 
 vm: guest-image
 	scripts/install-clients
+	scripts/install-virtiofsd
 	cargo build --locked --workspace
 	cargo test --locked --package dormouse-vm-tests --no-run
 	$(MAKE) --jobs=2 --output-sync=target --keep-going $(addprefix vm-,$(VM_TESTS_FIRST) $(filter-out $(VM_TESTS_FIRST),$(VM_TESTS)))

@@ -101,6 +101,23 @@ commands! {
         /// Its id.
         id: String,
     } -> IgnoredAny;
+    /// Open a character device.
+    "chardev-add" ChardevAdd {
+        /// Its id.
+        id: String,
+        /// What it is, such as `{"type": "socket", "data": {...}}`.
+        backend: serde_json::Value,
+    } -> IgnoredAny;
+    /// Close a character device. Refused while a device uses it.
+    "chardev-remove" ChardevRemove {
+        /// Its id.
+        id: String,
+    } -> IgnoredAny;
+    /// What an object of QEMU's has.
+    "qom-list" QomList {
+        /// Its path, such as `/machine/peripheral`, which has the devices that were given an id.
+        path: String,
+    } -> Vec<QomType>;
     /// Have the network card tell its peers where it is, after a resume.
     "announce-self" AnnounceSelf {
         /// First delay, milliseconds.
@@ -186,10 +203,10 @@ pub struct Uuid {
     pub uuid: String,
 }
 
-/// One of [`QomListTypes`]' answer.
+/// One of [`QomListTypes`]' answer, or of [`QomList`]'s.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct QomType {
-    /// Name of the type.
+    /// Name of the type, or of the property.
     pub name: String,
 }
 

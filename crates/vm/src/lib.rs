@@ -16,6 +16,7 @@ mod console;
 mod device;
 mod disk;
 mod exit;
+mod folders;
 pub mod frames;
 mod kernel;
 mod key;
@@ -38,6 +39,7 @@ pub use device::{DEVICE_LIST_VERSION, SPARE_PORTS};
 pub use disk::{allocated_bytes, create_data_disk, free_bytes, grow_data_disk, size_bytes};
 pub use dormouse_qmp::{ExecuteError, RunState, Status};
 pub use exit::{ExitCause, VmExit};
+pub use folders::{UnplugError, folders_tag};
 pub use kernel::kernel_command_line;
 pub use key::{KeyMismatch, SnapshotKey};
 pub use probe::{

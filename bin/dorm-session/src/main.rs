@@ -1,6 +1,6 @@
 //! The session host: does one session's work, as the session's user. Started by `dormd`, which passes three listening
 //! sockets as descriptors 3 to 5 (docker, control, service), behind them those of published ports, their number in
-//! `DORM_DOORS`, and the settings in `DORM_SETTINGS`.
+//! `DORM_DOORS`, and the settings in `DORM_SETTINGS`. A host starts this program once more to share folders.
 
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::path::PathBuf;
@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use clap::Parser;
 use dormouse_api::link::DOORS_VARIABLE;
+use dormouse_folders::{Inherited, KeeperOptions, keep};
 use dormouse_session_host::{Start, make_template, serve};
 use tracing_subscriber::EnvFilter;
 
@@ -40,13 +41,37 @@ enum Arguments {
         #[arg(long)]
         runtime_dir: PathBuf,
     },
+    /// Share folders with the VM whose process, and whose listening sockets, are descriptors 3 to 5.
+    KeepFolders {
+        /// Where they are gathered.
+        #[arg(long)]
+        folder: PathBuf,
+        /// The program that serves them.
+        #[arg(long)]
+        virtiofsd: PathBuf,
+        /// Where the session's host asks for them.
+        #[arg(long)]
+        control: PathBuf,
+        /// Where the VM finds them.
+        #[arg(long)]
+        device: PathBuf,
+    },
 }
 
-#[tokio::main]
-async fn main() -> Result<()> {
+fn main() -> Result<()> {
     let filter = EnvFilter::try_from_env("DORM_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
-    match Arguments::parse() {
+    let arguments = Arguments::parse();
+    // Before there are threads: a process with several can't enter a user namespace.
+    if let Arguments::KeepFolders { folder, virtiofsd, control, device } = arguments {
+        keep(&KeeperOptions { folder, virtiofsd, control, device }, Inherited::take());
+        return Ok(());
+    }
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(run(arguments))
+}
+
+async fn run(arguments: Arguments) -> Result<()> {
+    match arguments {
         Arguments::Serve { session_dir, runtime_dir, linger } => {
             let settings = std::env::var("DORM_SETTINGS")
                 .context("DORM_SETTINGS isn't set: dormd starts this program")?;
@@ -59,6 +84,7 @@ async fn main() -> Result<()> {
             serve(start).await?;
         }
         Arguments::MakeTemplate { store, runtime_dir } => make_template(&store, &runtime_dir).await?,
+        Arguments::KeepFolders { .. } => {}
     }
     Ok(())
 }

@@ -145,7 +145,7 @@ impl Keeper {
         let _ = std::fs::remove_file(&path);
         let service = OwnedFd::from(UnixListener::bind(&path)?);
         let log = std::fs::File::create(runtime.join("host.log"))?;
-        let settings = self.settings.for_host(self.home.machine_hooks(), self.factory.engine());
+        let settings = self.settings.for_host(&self.home, self.factory.engine());
         let mut command = Command::new(program_beside_this_one("dorm-session")?);
         command
             .args(["serve", "--session-dir"])

@@ -121,6 +121,19 @@ impl Home {
         self.settings.join("hooks.d")
     }
 
+    /// What the machine's administrator lets sessions share of the host's folders.
+    #[must_use]
+    pub fn folder_rules(&self) -> PathBuf {
+        self.settings.join("folders")
+    }
+
+    /// All folders in which Dormouse keeps anything of this user's.
+    #[must_use]
+    pub fn own_folders(&self) -> Vec<PathBuf> {
+        let Self { config, data, cache, runtime, settings } = self;
+        [config, data, cache, runtime, settings].map(Clone::clone).into()
+    }
+
     /// The service's socket.
     #[must_use]
     pub fn service_socket(&self) -> PathBuf {

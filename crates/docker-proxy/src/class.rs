@@ -149,6 +149,15 @@ pub fn started_by(target: &str) -> Option<&str> {
     without_version(target.split('?').next()?).strip_prefix("/containers/")?.split('/').next()
 }
 
+/// May the answer name paths of the host: what containers and volumes are made of?
+#[must_use]
+pub fn tells_paths(target: &str) -> bool {
+    let path = without_version(target.split('?').next().unwrap_or(target));
+    ["/containers/json", "/containers/*/json", "/volumes", "/volumes/*"]
+        .iter()
+        .any(|pattern| fits(pattern, path))
+}
+
 /// `/v1.45` of `/v1.45/info`; empty if there is none.
 #[must_use]
 pub fn version_of(target: &str) -> &str {
@@ -250,6 +259,18 @@ mod tests {
         assert_eq!(started_by("/v1.45/containers/web/start?detachKeys=x"), Some("web"));
         assert_eq!(started_by("/containers/ab12/restart"), Some("ab12"));
         assert_eq!(started_by("/images/x/tag"), None);
+    }
+
+    #[test]
+    fn answers_that_tell_of_paths_are_known() {
+        for target in
+            ["/v1.45/containers/json?all=1", "/containers/web/json", "/v1.45/volumes", "/volumes/data"]
+        {
+            assert!(tells_paths(target), "{target}");
+        }
+        for target in ["/images/json", "/containers/web/logs", "/v1.45/containers/create", "/info"] {
+            assert!(!tells_paths(target), "{target}");
+        }
     }
 
     #[test]

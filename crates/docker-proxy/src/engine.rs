@@ -9,7 +9,7 @@ use tokio::sync::mpsc;
 
 use crate::class::Class;
 use crate::head::RequestHead;
-use crate::mounts::Mount;
+use crate::mounts::{Bind, Given, Mount};
 
 /// Where answers and leases come from.
 pub trait Engine: Clone + Send + Sync + 'static {
@@ -30,8 +30,14 @@ pub trait Engine: Clone + Send + Sync + 'static {
         class: Class,
     ) -> impl Future<Output = Result<Self::Lease, Refusal>> + Send;
 
-    /// What becomes of a bind mount of this path of the host.
-    fn mount(&self, source: &str) -> Mount;
+    /// What becomes of a bind mount of a path of the host.
+    fn mount(&self, bind: Bind<'_>) -> Mount;
+
+    /// A container was created, by its id, and given these paths of the host; the client hears of it after this.
+    fn created(&self, container: &str, given: Vec<Given>) -> impl Future<Output = ()> + Send;
+
+    /// An answer of the engine with the host's paths in place of those that [`Mount::From`] gave. `None`: as it is.
+    fn restore(&self, answer: &[u8]) -> Option<Vec<u8>>;
 
     /// A number of the host for a port that is to be published, whatever its number. `None`: the engine may choose.
     fn free_port(&self) -> Option<u16>;

@@ -108,6 +108,13 @@ impl ResponseHead {
         self
     }
 
+    /// The same response with its body, as it came, right behind its head.
+    pub(crate) fn with_raw_body(mut self, body: &[u8]) -> Self {
+        self.bytes = [&self.bytes, body].concat().into();
+        self.framing = BodyFraming::Empty;
+        self
+    }
+
     /// A head before the actual one, such as `100 Continue`. `101` is no such: after it the protocol changes.
     #[must_use]
     pub fn is_interim(&self) -> bool {

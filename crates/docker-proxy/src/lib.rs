@@ -1,8 +1,8 @@
 //! The relay behind a session's `docker.sock`: a lease for each request, bytes passed on as they came.
 //!
 //! It works per request, not per connection: a client that keeps its connection open holds nothing. Heads are parsed to
-//! know what is asked and where bodies end; nothing is rewritten but paths of the host that are others in the VM,
-//! and ports that are published without a number. The engine gets a connection of its own for each
+//! know what is asked and where bodies end; nothing is rewritten but paths of the host that are others in the VM, there
+//! and back, and ports that are published without a number. The engine gets a connection of its own for each
 //! request, which is dropped after the answer.
 
 mod chunked;
@@ -18,13 +18,13 @@ mod stream;
 mod warnings;
 
 pub use chunked::{ChunkError, ChunkScanner, EXTENSION_BYTES_MAX, TRAILER_BYTES_MAX};
-pub use class::{Class, started_by, version_of};
+pub use class::{Class, started_by, tells_paths, version_of};
 pub use engine::{Answer, Engine, Lease, Refusal};
 pub use framing::{BodyFraming, BodyScanner, FramingError};
 pub use head::{
     HEAD_BYTES_MAX, HEADERS_MAX, HeadError, HeadScanner, RequestHead, ResponseHead, parse_request,
     parse_response, skip_empty_lines,
 };
-pub use mounts::Mount;
+pub use mounts::{Bind, By, Given, Mount};
 pub use relay::{QUIET_AFTER, STALLED_AFTER, serve};
 pub use warnings::header_values;

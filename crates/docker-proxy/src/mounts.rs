@@ -4,10 +4,35 @@
 //! that nobody hears of. So bodies of `POST /containers/create` and `POST /volumes/create` are read, and whoever serves
 //! the session decides about each path in them.
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 /// Longest body that is looked at, in bytes. Those of real clients have a few KiB.
 pub(crate) const BODY_BYTES_MAX: usize = 4 * 1024 * 1024;
+
+/// A path of the host that a client wants in a container.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Bind<'a> {
+    /// The path.
+    pub source: &'a str,
+    /// In which words it is wanted.
+    pub by: By,
+    /// The container is not to write there.
+    pub read_only: bool,
+}
+
+/// How a path of the host is named.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum By {
+    /// `SOURCE:TARGET[:OPTIONS]`: a folder that is missing is made.
+    Volume,
+    /// A mount of the type `bind`.
+    Mount {
+        /// A folder that is missing is made.
+        make: bool,
+    },
+    /// An option of a volume's driver.
+    Driver,
+}
 
 /// What becomes of a bind mount whose source is a path of the host.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,112 +45,143 @@ pub enum Mount {
     Refused(String),
 }
 
-/// Asks `decide` about each path of the host in `wish`, and replaces those that are others in the VM. Was there any?
+/// A path of the host that was given to a container.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Given {
+    /// What it is in the VM: [`Mount::From`].
+    pub path: String,
+    /// If it is missing when the container is started, it is made, a folder.
+    pub make: bool,
+}
+
+/// Asks `decide` about each path of the host in `wish`, and replaces those that are others in the VM, which it gives.
 ///
 /// # Errors
 /// The first refusal, in words.
-pub(crate) fn settle(wish: &mut Value, decide: impl Fn(&str) -> Mount) -> Result<bool, String> {
-    let mut changed = false;
-    let mut paths = Vec::new();
-    find(wish, &mut paths);
-    for path in paths {
-        let source = path.text.split_at(path.length).0;
-        match decide(source) {
-            Mount::AsIs => {}
-            Mount::From(other) => {
-                path.text.replace_range(..path.length, &other);
-                changed = true;
-            }
-            Mount::Refused(why) => {
-                return Err(format!("invalid mount config for type \"bind\": {source}: {why}"));
+pub(crate) fn settle(wish: &mut Value, decide: impl FnMut(Bind<'_>) -> Mount) -> Result<Vec<Given>, String> {
+    let mut settling = Settling { decide, given: Vec::new() };
+    settling.wish(wish)?;
+    Ok(settling.given)
+}
+
+struct Settling<F> {
+    decide: F,
+    given: Vec<Given>,
+}
+
+impl<F: FnMut(Bind<'_>) -> Mount> Settling<F> {
+    fn wish(&mut self, wish: &mut Value) -> Result<(), String> {
+        for (name, value) in wish.as_object_mut().into_iter().flatten() {
+            if is(name, "HostConfig") {
+                self.host_config(value)?;
+            } else if is(name, "DriverOpts") {
+                self.driver_options(value)?;
             }
         }
+        Ok(())
     }
-    Ok(changed)
-}
 
-/// A text that begins with a path of the host.
-struct HostPath<'a> {
-    text: &'a mut String,
-    length: usize,
-}
-
-impl<'a> HostPath<'a> {
-    /// `None` unless it is an absolute path: a name is a volume's, and what is neither the engine refuses.
-    fn new(text: &'a mut String, length: usize) -> Option<Self> {
-        text.starts_with('/').then_some(Self { text, length })
-    }
-}
-
-fn find<'a>(wish: &'a mut Value, paths: &mut Vec<HostPath<'a>>) {
-    let Value::Object(fields) = wish else { return };
-    for (name, value) in fields {
-        if is(name, "HostConfig") {
-            in_host_config(value, paths);
-        } else if is(name, "DriverOpts") {
-            in_driver_options(value, paths);
+    fn host_config(&mut self, config: &mut Value) -> Result<(), String> {
+        for (name, value) in config.as_object_mut().into_iter().flatten() {
+            for item in value.as_array_mut().into_iter().flatten() {
+                match item {
+                    // SOURCE:TARGET[:OPTIONS]; a target alone is an anonymous volume.
+                    Value::String(bind) if is(name, "Binds") => {
+                        let Some(end) = bind.find(':') else { continue };
+                        let options = bind.splitn(3, ':').nth(2).unwrap_or_default();
+                        let read_only = options.split(',').any(|option| option == "ro");
+                        self.path(bind, end, By::Volume, read_only)?;
+                    }
+                    Value::Object(mount) if is(name, "Mounts") => self.mount(mount)?,
+                    _ => {}
+                }
+            }
         }
+        Ok(())
     }
-}
 
-fn in_host_config<'a>(config: &'a mut Value, paths: &mut Vec<HostPath<'a>>) {
-    let Value::Object(fields) = config else { return };
-    for (name, value) in fields {
-        let Value::Array(items) = value else { continue };
-        for item in items {
-            match item {
-                // SOURCE:TARGET[:OPTIONS]; a target alone is an anonymous volume.
-                Value::String(bind) if is(name, "Binds") => {
-                    if let Some(end) = bind.find(':') {
-                        paths.extend(HostPath::new(bind, end));
+    fn mount(&mut self, mount: &mut Map<String, Value>) -> Result<(), String> {
+        let kind = field(mount, "Type").and_then(Value::as_str);
+        let is_bind = kind.is_some_and(|kind| kind.eq_ignore_ascii_case("bind"));
+        let read_only = field(mount, "ReadOnly").and_then(Value::as_bool).unwrap_or_default();
+        let options = field(mount, "BindOptions").and_then(Value::as_object);
+        let make = options.and_then(|options| field(options, "CreateMountpoint")).and_then(Value::as_bool);
+        let make = make.unwrap_or_default();
+        let mut is_another = false;
+        for (name, value) in mount.iter_mut() {
+            match value {
+                Value::String(source) if is_bind && is(name, "Source") => {
+                    let length = source.len();
+                    is_another |= self.path(source, length, By::Mount { make }, read_only)?;
+                }
+                Value::Object(options) if is(name, "VolumeOptions") => {
+                    for (_, driver) in options.iter_mut().filter(|(name, _)| is(name, "DriverConfig")) {
+                        for (name, options) in driver.as_object_mut().into_iter().flatten() {
+                            if is(name, "Options") {
+                                self.driver_options(options)?;
+                            }
+                        }
                     }
                 }
-                Value::Object(mount) if is(name, "Mounts") => in_mount(mount, paths),
                 _ => {}
             }
         }
+        // Whether it is there was seen on the host. In the VM it is only while a container that has it runs.
+        if is_another && !make {
+            let name = mount.keys().find(|name| is(name, "BindOptions")).cloned();
+            let options =
+                mount.entry(name.unwrap_or_else(|| "BindOptions".to_owned())).or_insert(Value::Null);
+            if !options.is_object() {
+                *options = Value::Object(Map::new());
+            }
+            if let Some(options) = options.as_object_mut() {
+                options.retain(|name, _| !is(name, "CreateMountpoint"));
+                options.insert("CreateMountpoint".to_owned(), Value::Bool(true));
+            }
+        }
+        Ok(())
     }
-}
 
-fn in_mount<'a>(mount: &'a mut serde_json::Map<String, Value>, paths: &mut Vec<HostPath<'a>>) {
-    let kind = mount.iter().find(|(name, _)| is(name, "Type")).and_then(|(_, kind)| kind.as_str());
-    let is_bind = kind.is_some_and(|kind| kind.eq_ignore_ascii_case("bind"));
-    for (name, value) in mount {
-        match value {
-            Value::String(source) if is_bind && is(name, "Source") => {
-                let length = source.len();
-                paths.extend(HostPath::new(source, length));
+    /// A volume whose driver mounts a folder: the same lie by another door.
+    fn driver_options(&mut self, options: &mut Value) -> Result<(), String> {
+        let Value::Object(options) = options else { return Ok(()) };
+        let binds = options.iter().any(|(name, value)| {
+            let words = value.as_str().unwrap_or_default();
+            name == "o" && words.split(',').any(|word| matches!(word.trim(), "bind" | "rbind"))
+        });
+        for (name, value) in options {
+            if let Value::String(device) = value
+                && binds
+                && name == "device"
+            {
+                let length = device.len();
+                self.path(device, length, By::Driver, false)?;
             }
-            Value::Object(options) if is(name, "VolumeOptions") => {
-                let drivers = options.iter_mut().filter(|(name, _)| is(name, "DriverConfig"));
-                for (_, driver) in drivers {
-                    let Value::Object(driver) = driver else { continue };
-                    for (_, options) in driver.iter_mut().filter(|(name, _)| is(name, "Options")) {
-                        in_driver_options(options, paths);
-                    }
-                }
+        }
+        Ok(())
+    }
+
+    /// A text that begins with the source of a mount. Was it replaced? Only an absolute path is one of the host: a name is
+    /// a volume's, and what is neither the engine refuses.
+    fn path(&mut self, text: &mut String, length: usize, by: By, read_only: bool) -> Result<bool, String> {
+        if !text.starts_with('/') {
+            return Ok(false);
+        }
+        match (self.decide)(Bind { source: &text[..length], by, read_only }) {
+            Mount::AsIs => Ok(false),
+            Mount::From(other) => {
+                text.replace_range(..length, &other);
+                let make = matches!(by, By::Volume | By::Mount { make: true });
+                self.given.push(Given { path: other, make });
+                Ok(true)
             }
-            _ => {}
+            Mount::Refused(why) => Err(format!("invalid mount config for type \"bind\": {why}")),
         }
     }
 }
 
-/// A volume whose driver mounts a folder: the same lie by another door.
-fn in_driver_options<'a>(options: &'a mut Value, paths: &mut Vec<HostPath<'a>>) {
-    let Value::Object(options) = options else { return };
-    let binds = options.iter().any(|(name, value)| {
-        let words = value.as_str().unwrap_or_default();
-        name == "o" && words.split(',').any(|word| matches!(word.trim(), "bind" | "rbind"))
-    });
-    for (name, value) in options {
-        if let Value::String(device) = value
-            && binds
-            && name == "device"
-        {
-            let length = device.len();
-            paths.extend(HostPath::new(device, length));
-        }
-    }
+fn field<'a>(object: &'a Map<String, Value>, field: &str) -> Option<&'a Value> {
+    object.iter().find(|(name, _)| is(name, field)).map(|(_, value)| value)
 }
 
 /// dockerd reads the names of fields without regard to case.
@@ -137,11 +193,14 @@ pub(crate) fn is(name: &str, field: &str) -> bool {
 mod tests {
     use super::*;
 
-    fn decide(source: &str) -> Mount {
-        match source {
-            "/var/run/docker.sock" => Mount::AsIs,
-            "/home/me/docker.sock" => Mount::From("/run/docker.sock".to_owned()),
-            _ => Mount::Refused("not here".to_owned()),
+    fn decide(bind: Bind<'_>) -> Mount {
+        match (bind.source, bind.by) {
+            ("/var/run/docker.sock", _) => Mount::AsIs,
+            ("/home/me/docker.sock", _) => Mount::From("/run/docker.sock".to_owned()),
+            ("/home/me/src", By::Volume | By::Mount { .. }) => {
+                Mount::From(if bind.read_only { "/ro/src" } else { "/rw/src" }.to_owned())
+            }
+            (source, _) => Mount::Refused(format!("{source}: not here")),
         }
     }
 
@@ -174,7 +233,7 @@ mod tests {
             "[]",
             "7",
         ] {
-            assert_eq!(settle(&mut serde_json::from_str(body).unwrap(), decide), Ok(false), "{body}");
+            assert_eq!(settle(&mut serde_json::from_str(body).unwrap(), decide), Ok(Vec::new()), "{body}");
         }
     }
 
@@ -182,8 +241,50 @@ mod tests {
     fn a_path_that_is_another_in_the_vm_is_replaced_and_nothing_else() {
         let body = r#"{"HostConfig":{"Binds":["/home/me/docker.sock:/s:ro"]},"Image":"i","Memory":9007199254740993}"#;
         let mut wish: Value = serde_json::from_str(body).unwrap();
-        assert_eq!(settle(&mut wish, decide), Ok(true));
+        let given = vec![Given { path: "/run/docker.sock".to_owned(), make: true }];
+        assert_eq!(settle(&mut wish, decide), Ok(given));
         let expected: Value = serde_json::from_str(&body.replace("/home/me", "/run")).unwrap();
         assert_eq!(wish, expected);
+    }
+
+    #[test]
+    fn what_is_wanted_of_a_path_is_told_and_a_mount_may_be_made_in_the_vm() {
+        for (body, settled, make) in [
+            (
+                r#"{"HostConfig":{"Binds":["/home/me/src:/x"]}}"#,
+                r#"{"HostConfig":{"Binds":["/rw/src:/x"]}}"#,
+                true,
+            ),
+            (
+                r#"{"HostConfig":{"Binds":["/home/me/src:/ro:z,ro"]}}"#,
+                r#"{"HostConfig":{"Binds":["/ro/src:/ro:z,ro"]}}"#,
+                true,
+            ),
+            (
+                r#"{"HostConfig":{"Mounts":[{"Type":"bind","Source":"/home/me/src","ReadOnly":true}]}}"#,
+                r#"{"HostConfig":{"Mounts":[{"Type":"bind","Source":"/ro/src","ReadOnly":true,
+                    "BindOptions":{"CreateMountpoint":true}}]}}"#,
+                false,
+            ),
+            (
+                r#"{"HostConfig":{"mounts":[{"type":"bind","source":"/home/me/src","bindoptions":
+                    {"Propagation":"rslave","createmountpoint":false}}]}}"#,
+                r#"{"HostConfig":{"mounts":[{"type":"bind","source":"/rw/src","bindoptions":
+                    {"Propagation":"rslave","CreateMountpoint":true}}]}}"#,
+                false,
+            ),
+            (
+                r#"{"HostConfig":{"Mounts":[{"Type":"bind","Source":"/home/me/src","BindOptions":
+                    {"CreateMountpoint":true}}]}}"#,
+                r#"{"HostConfig":{"Mounts":[{"Type":"bind","Source":"/rw/src","BindOptions":
+                    {"CreateMountpoint":true}}]}}"#,
+                true,
+            ),
+        ] {
+            let mut wish: Value = serde_json::from_str(body).unwrap();
+            let given = settle(&mut wish, decide).unwrap();
+            assert_eq!(wish, serde_json::from_str::<Value>(settled).unwrap(), "{body}");
+            assert_eq!((given.len(), given[0].make), (1, make), "{body}");
+        }
     }
 }

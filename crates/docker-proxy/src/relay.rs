@@ -19,17 +19,19 @@ use std::io;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::net::unix::{ReadHalf, WriteHalf};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
-use crate::class::Class;
+use crate::class::{Class, tells_paths};
 use crate::client::{BUFFER_BYTES, Broken, finish, request_head, until_gone, until_hung_up, whole_body};
 use crate::engine::{Answer, Engine, Lease};
 use crate::framing::{BodyFraming, BodyScanner};
 use crate::head::{HeadError, HeadScanner, RequestHead, ResponseHead, parse_response};
+use crate::mounts::Given;
 use crate::stream::{Patience, splice};
 use crate::{mounts, publish, warnings};
 
@@ -39,8 +41,8 @@ pub const STALLED_AFTER: Duration = Duration::from_secs(10 * 60);
 /// An answer that is only watched holds no more after so much silence.
 pub const QUIET_AFTER: Duration = Duration::from_secs(10);
 
-/// An answer of the engine that is read whole, to add to it, has at most so many bytes.
-const ANSWER_BYTES_MAX: usize = 1024 * 1024;
+/// An answer of the engine that is read whole, to change it, has at most so many bytes: a list of very many containers.
+const ANSWER_BYTES_MAX: usize = 64 * 1024 * 1024;
 
 /// How long a VM that has lost its engine may take to say why.
 const REASON_WITHIN: Duration = Duration::from_secs(1);
@@ -92,8 +94,9 @@ async fn exchange<'client, E: Engine>(
         pass_own(answer, reader, writer, pending).await?;
         return Ok(if request.keep_alive { Next::KeepAlive } else { Next::Close });
     }
+    let mut given = Vec::new();
     if class == Class::Creates {
-        request = settle(request, engine, reader, writer, pending).await?;
+        (request, given) = settle(request, engine, reader, writer, pending).await?;
     }
     let ready = async {
         let lease = engine.lease(&request, class).await.map_err(Broken::Refused)?;
@@ -116,6 +119,7 @@ async fn exchange<'client, E: Engine>(
         session: engine,
         request,
         class,
+        given,
         warnings: lease.warnings().to_vec(),
         reader,
         writer,
@@ -148,21 +152,25 @@ async fn why_lost(lost: String, ended: impl Future<Output = String>) -> Broken {
     Broken::refused(502, timeout(REASON_WITHIN, ended).await.unwrap_or(lost))
 }
 
-/// Reads the body of a request that may name paths and ports of the host, and gives the request that the engine may see.
+/// Reads the body of a request that may name paths and ports of the host, and gives the request that the engine may see,
+/// and the paths in it that are others in the VM.
 async fn settle<E: Engine>(
     request: RequestHead,
     engine: &E,
     reader: &mut ReadHalf<'_>,
     writer: &mut WriteHalf<'_>,
     pending: &mut BytesMut,
-) -> Result<RequestHead, Broken> {
+) -> Result<(RequestHead, Vec<Given>), Broken> {
     let body = whole_body(&request, reader, writer, pending).await?;
     // What isn't JSON is the engine's to complain about.
-    let Ok(mut wish) = serde_json::from_slice(&body) else { return Ok(request.with_body(&body)) };
-    let mounts = mounts::settle(&mut wish, |source| engine.mount(source));
-    let ports = publish::settle(&mut wish, || engine.free_port());
-    let changed = mounts.map_err(|why| Broken::refused(400, why))? || ports;
-    Ok(if changed { request.with_body(wish.to_string().as_bytes()) } else { request.with_body(&body) })
+    let Ok(mut wish) = serde_json::from_slice(&body) else {
+        return Ok((request.with_body(&body), Vec::new()));
+    };
+    let given =
+        mounts::settle(&mut wish, |bind| engine.mount(bind)).map_err(|why| Broken::refused(400, why))?;
+    let changed = publish::settle(&mut wish, || engine.free_port()) || !given.is_empty();
+    let body = if changed { wish.to_string().into_bytes() } else { body };
+    Ok((request.with_body(&body), given))
 }
 
 /// Passes an answer on that isn't the engine's.
@@ -202,6 +210,8 @@ struct Relaying<'a, 'client, E> {
     request: &'a RequestHead,
     class: Class,
     /// What is to be told in the answer.
+    /// Paths of the host that the container is given, if one is created.
+    given: Vec<Given>,
     warnings: Vec<String>,
     reader: &'a mut ReadHalf<'client>,
     writer: &'a mut WriteHalf<'client>,
@@ -220,7 +230,8 @@ enum After {
 
 impl<E: Engine> Relaying<'_, '_, E> {
     async fn run(self, mut engine: impl AsyncRead + AsyncWrite + Unpin) -> Result<Next, Broken> {
-        let Self { session, request, class, warnings, reader, writer, pending, answered, patience } = self;
+        let Self { session, request, class, given, warnings, reader, writer, pending, answered, patience } =
+            self;
         let (mut from_engine, mut to_engine) = tokio::io::split(&mut engine);
         to_engine.write_all(&request.bytes).await.map_err(unreachable)?;
         let body = BodyScanner::new(request.framing);
@@ -243,11 +254,8 @@ impl<E: Engine> Relaying<'_, '_, E> {
                     patience.of(STALLED_AFTER, writer.write_all(&head.bytes)).await?;
                     continue;
                 }
-                let head = if warnings.is_empty() {
-                    head
-                } else {
-                    answer.with_warnings(head, request, &warnings, &mut from_engine).await?
-                };
+                let edit = Edit { session, request, class, given, warnings: &warnings };
+                let head = edit.apply(head, &mut answer, &mut from_engine).await?;
                 patience.of(STALLED_AFTER, writer.write_all(&head.bytes)).await?;
                 break head;
             };
@@ -338,45 +346,27 @@ struct EngineAnswer {
 }
 
 impl EngineAnswer {
-    /// The answer with what there is to be told: in its head, and in the body of one whose clients show it.
-    async fn with_warnings(
-        &mut self,
-        head: ResponseHead,
-        request: &RequestHead,
-        warnings: &[String],
-        engine: &mut (impl AsyncRead + Unpin),
-    ) -> Result<ResponseHead, Broken> {
-        let head = head.with_lines(&warnings::header_lines(warnings));
-        let path = request.target.split('?').next().unwrap_or_default();
-        if !path.ends_with("/containers/create") || head.status != 201 {
-            return Ok(head);
-        }
-        let body = self.body(head.framing, engine).await?;
-        let told = warnings::add_to_created(&body, warnings);
-        Ok(head.with_body(&told.unwrap_or(body)))
-    }
-
-    /// The whole body, within bounds.
+    /// The whole body, within bounds: what it says, and as it came.
     async fn body(
         &mut self,
         framing: BodyFraming,
         engine: &mut (impl AsyncRead + Unpin),
-    ) -> Result<Vec<u8>, Broken> {
-        let (mut scanner, mut body) = (BodyScanner::new(framing), Vec::new());
+    ) -> Result<(Vec<u8>, Vec<u8>), Broken> {
+        let (mut scanner, mut body, mut raw) = (BodyScanner::new(framing), Vec::new(), Vec::new());
         loop {
             let used = scanner
                 .advance(&self.bytes, |part| body.extend_from_slice(part))
                 .map_err(|error| Broken::refused(502, error))?;
-            let _ = self.bytes.split_to(used);
+            raw.extend_from_slice(&self.bytes.split_to(used));
             if scanner.is_done() {
-                return Ok(body);
+                return Ok((body, raw));
             }
             if body.len() > ANSWER_BYTES_MAX {
                 return Err(Broken::refused(502, "the engine's answer is too long"));
             }
             if engine.read_buf(&mut self.bytes).await.map_err(unreachable)? == 0 {
                 return match scanner.is_until_close() {
-                    true => Ok(body),
+                    true => Ok((body, raw)),
                     false => Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
                 };
             }
@@ -399,6 +389,63 @@ impl EngineAnswer {
             }
         }
     }
+}
+
+/// What becomes of an answer on its way to the client.
+struct Edit<'a, E> {
+    session: &'a E,
+    request: &'a RequestHead,
+    class: Class,
+    given: Vec<Given>,
+    warnings: &'a [String],
+}
+
+impl<E: Engine> Edit<'_, E> {
+    /// The answer with what there is to be told, in its head and in the body of one whose clients show it; and with the
+    /// host's paths where the engine names the VM's. What was given to a container is known before the client knows of it.
+    async fn apply(
+        self,
+        head: ResponseHead,
+        answer: &mut EngineAnswer,
+        engine: &mut (impl AsyncRead + Unpin),
+    ) -> Result<ResponseHead, Broken> {
+        let Self { session, request, class, given, warnings } = self;
+        let head =
+            if warnings.is_empty() { head } else { head.with_lines(&warnings::header_lines(warnings)) };
+        let path = request.target.split('?').next().unwrap_or_default();
+        let is_new = class == Class::Creates && path.ends_with("/containers/create") && head.status == 201;
+        let names_paths = match class {
+            Class::Reads => tells_paths(path),
+            // What went wrong with a mount.
+            Class::Creates | Class::Starts => head.status >= 400 || path.ends_with("/volumes/create"),
+            _ => false,
+        };
+        let is_read = is_new && !(warnings.is_empty() && given.is_empty()) || names_paths;
+        if !is_read || head.framing == BodyFraming::Empty {
+            return Ok(head);
+        }
+        let (body, raw) = answer.body(head.framing, engine).await?;
+        if is_new
+            && !given.is_empty()
+            && let Some(id) = created(&body)
+        {
+            session.created(&id, given).await;
+        }
+        let told =
+            if is_new && !warnings.is_empty() { warnings::add_to_created(&body, warnings) } else { None };
+        let restored = if names_paths { session.restore(&body) } else { None };
+        Ok(match told.or(restored) {
+            Some(body) => head.with_body(&body),
+            None => head.with_raw_body(&raw),
+        })
+    }
+}
+
+/// The id of a container that was created.
+fn created(answer: &[u8]) -> Option<String> {
+    let answer: Value = serde_json::from_slice(answer).ok()?;
+    let id = answer.as_object()?.iter().find(|(name, _)| mounts::is(name, "Id"))?.1;
+    id.as_str().map(str::to_owned)
 }
 
 fn nonsense(error: HeadError) -> Broken {

@@ -35,9 +35,6 @@ pub enum HoldKind {
     Exec,
     /// Containers that hold, as counted by the engine.
     Container,
-    /// What goes on in containers that may be suspended. It holds against the sleep that comes by itself, and not against
-    /// a suspend that somebody asks for by name: nothing is lost by that.
-    Activity,
     /// Somebody asked for the VM to stay up.
     Pin,
     /// An open stream of events (weak).
@@ -56,7 +53,6 @@ impl HoldKind {
             | Self::RootProcess
             | Self::Exec
             | Self::Container
-            | Self::Activity
             | Self::Pin => false,
         }
     }
@@ -69,7 +65,6 @@ impl HoldKind {
             Self::RootProcess => "root-process",
             Self::Exec => "exec",
             Self::Container => "container",
-            Self::Activity => "activity",
             Self::Pin => "pin",
             Self::Events => "events",
             Self::Connection => "connection",

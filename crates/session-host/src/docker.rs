@@ -6,18 +6,24 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use dormouse_agent_proto::{BUSY_DIR, Target};
+use dormouse_agent_proto::Target;
 use dormouse_api::link::HostSettings;
 use dormouse_api::{Phase, SessionState};
-use dormouse_docker_proxy::{Answer, Class, Engine, Mount, Refusal, RequestHead, started_by};
+use dormouse_docker_proxy::{Answer, Bind, Class, Engine, Given, Mount, Refusal, RequestHead, started_by};
 use dormouse_lifecycle::{HoldKind, Policy};
 use dormouse_mux::Stream;
 
 use crate::asleep::Asleep;
 use crate::events::Events;
+use crate::fetch;
+use crate::folders::{Folders, Using};
+
 use crate::hooks::Verdict;
 use crate::owner::{Claimant, HeldLease, Owner};
 use crate::ports::{Ports, Starting};
+
+/// Longest answer of the engine that is read here, in bytes.
+const ANSWER_BYTES_MAX: usize = 16 * 1024 * 1024;
 
 /// What clients see of a session beside its engine. Clones are the same.
 #[derive(Debug, Clone)]
@@ -28,6 +34,8 @@ pub struct Face {
     pub events: Events,
     /// The doors to containers.
     pub ports: Ports,
+    /// What containers have of the host's.
+    pub folders: Folders,
 }
 
 impl Face {
@@ -41,7 +49,8 @@ impl Face {
         Self {
             asleep: Asleep::load(session_dir, settings.asleep_answers, settings.engine.clone()),
             events: Events::load(session_dir),
-            ports: Ports::load(session_dir, seed, settings.publish_address, doors),
+            ports: Ports::load(session_dir, seed, doors),
+            folders: Folders::load(session_dir, settings),
         }
     }
 }
@@ -64,6 +73,7 @@ pub(crate) struct RequestLease {
     owner: Owner,
     claimant: Claimant,
     _starting: Option<Starting>,
+    _using: Option<Using>,
 }
 
 impl Engine for SessionEngine {
@@ -97,14 +107,20 @@ impl Engine for SessionEngine {
             let error = refused.to_api();
             Refusal { status: error.code.status(), message: error.message }
         })?;
-        let starting = match started_by(&request.target).filter(|_| class == Class::Starts) {
-            Some(container) => {
-                self.ask_hooks(&lease, container).await?;
-                self.prepare(&lease, container).await?
+        let (mut starting, mut using) = (None, None);
+        if let Some(container) = started_by(&request.target) {
+            if class == Class::Starts {
+                let prepared = self.prepare(&lease, container).await;
+                if prepared.is_err() {
+                    discard(&lease, container).await;
+                }
+                (starting, using) = prepared?;
+            } else if path.ends_with("/archive") {
+                // To copy from or to a container that doesn't run, its engine mounts what it has.
+                using = self.face.folders.start(&lease, container).await?;
             }
-            None => None,
-        };
-        Ok(RequestLease { lease, owner: self.owner.clone(), claimant, _starting: starting })
+        }
+        Ok(RequestLease { lease, owner: self.owner.clone(), claimant, _starting: starting, _using: using })
     }
 
     fn free_port(&self) -> Option<u16> {
@@ -125,8 +141,17 @@ impl Engine for SessionEngine {
         }
     }
 
-    fn mount(&self, source: &str) -> Mount {
-        mount(source, &self.owner.info().borrow().docker_socket)
+    fn mount(&self, bind: Bind<'_>) -> Mount {
+        let socket = socket(bind.source, &self.owner.info().borrow().docker_socket);
+        socket.unwrap_or_else(|| self.face.folders.mount(bind))
+    }
+
+    async fn created(&self, container: &str, given: Vec<Given>) {
+        self.face.folders.created(container, given);
+    }
+
+    fn restore(&self, answer: &[u8]) -> Option<Vec<u8>> {
+        dormouse_folders::restore(answer)
     }
 }
 
@@ -144,31 +169,68 @@ impl SessionEngine {
         }
     }
 
-    /// The host's side of a container's ports, before the engine is asked to start it.
-    async fn prepare(&self, lease: &HeldLease, container: &str) -> Result<Option<Starting>, Refusal> {
-        match lease.dial(Target::Engine).await {
-            Ok(mut engine) => self.face.ports.start(&mut engine, container).await,
+    /// The host's side of a container, before the engine is asked to start it.
+    async fn prepare(
+        &self,
+        lease: &HeldLease,
+        container: &str,
+    ) -> Result<(Option<Starting>, Option<Using>), Refusal> {
+        self.ask_hooks(lease, container).await?;
+        let starting = match lease.dial(Target::Engine).await {
+            Ok(mut engine) => self.face.ports.start(&mut engine, container).await?,
             // The request itself meets the same error, and tells it.
-            Err(_) => Ok(None),
-        }
+            Err(_) => None,
+        };
+        Ok((starting, self.face.folders.start(lease, container).await?))
     }
 }
 
-/// What becomes of a bind mount of `source`, a path of the host. The engine's own socket is in the VM as well, and so is
-/// the folder for marks.
-fn mount(source: &str, docker_socket: &Path) -> Mount {
+/// Removes a container whose start was refused here, if it was to be removed in the end: an engine does so when a start
+/// fails, and clients wait for it.
+async fn discard(lease: &HeldLease, container: &str) {
+    #[derive(serde::Deserialize)]
+    #[serde(rename_all = "PascalCase")]
+    struct Container {
+        id: String,
+        state: State,
+        host_config: HostConfig,
+    }
+    #[derive(serde::Deserialize)]
+    #[serde(rename_all = "PascalCase")]
+    struct State {
+        running: bool,
+    }
+    #[derive(serde::Deserialize)]
+    #[serde(rename_all = "PascalCase")]
+    struct HostConfig {
+        auto_remove: bool,
+    }
+    let discarding = async {
+        let dial = || async { lease.dial(Target::Engine).await.map_err(io::Error::other) };
+        let target = format!("/containers/{container}/json");
+        let (_, body) = fetch::ask(&mut dial().await?, "GET", &target, ANSWER_BYTES_MAX).await?;
+        let Container { id, state, host_config } = serde_json::from_slice(&body)?;
+        if host_config.auto_remove && !state.running {
+            let target = format!("/containers/{id}?v=1");
+            fetch::ask(&mut dial().await?, "DELETE", &target, ANSWER_BYTES_MAX).await?;
+        }
+        io::Result::Ok(())
+    };
+    if let Err(error) = discarding.await {
+        tracing::warn!(container, %error, "a container that was not started can't be removed");
+    }
+}
+
+/// What becomes of a bind mount of the engine's own socket, which is in the VM as well. `None`: it is another path.
+fn socket(source: &str, docker_socket: &Path) -> Option<Mount> {
     // Components, so that neither `//` nor `/./` makes another path.
     let source: PathBuf = Path::new(source).components().collect();
-    let of_the_vm = ["/var/run/docker.sock", "/run/docker.sock", BUSY_DIR];
-    if of_the_vm.iter().any(|there| source == Path::new(there)) {
-        Mount::AsIs
+    if source == Path::new("/var/run/docker.sock") || source == Path::new("/run/docker.sock") {
+        Some(Mount::AsIs)
     } else if source == docker_socket {
-        Mount::From("/var/run/docker.sock".to_owned())
+        Some(Mount::From("/var/run/docker.sock".to_owned()))
     } else {
-        Mount::Refused(
-            "the session's VM has none of the host's folders; use a named volume, or copy with `docker cp`"
-                .to_owned(),
-        )
+        None
     }
 }
 
@@ -188,12 +250,12 @@ impl dormouse_docker_proxy::Lease for RequestLease {
     }
 
     async fn weaken(self) -> Option<Self> {
-        let Self { lease, owner, claimant, _starting: _ } = self;
+        let Self { lease, owner, claimant, _starting: _, _using: _ } = self;
         let claimant = Claimant { kind: HoldKind::Events, policy: Policy::ExistingOnly, ..claimant };
         // The strong one goes only now, so that the weak one is of the same VM.
         let weak = owner.lease(claimant.clone()).await.ok()?;
         let is_same = weak.generation() == lease.generation();
-        is_same.then_some(Self { lease: weak, owner, claimant, _starting: None })
+        is_same.then_some(Self { lease: weak, owner, claimant, _starting: None, _using: None })
     }
 }
 
@@ -202,12 +264,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn of_all_paths_only_the_engines_socket_and_the_folder_for_marks_are_in_the_vm() {
+    fn the_engines_socket_is_in_the_vm_and_nothing_else_is_taken_for_it() {
         let ours = Path::new("/run/user/1000/dormouse/ab12/docker.sock");
         for (source, is_there) in [
             ("/var/run/docker.sock", Some(Mount::AsIs)),
             ("/run//docker.sock", Some(Mount::AsIs)),
-            ("/run/dormouse/busy", Some(Mount::AsIs)),
             (
                 "/run/user/1000/dormouse/ab12/docker.sock",
                 Some(Mount::From("/var/run/docker.sock".to_owned())),
@@ -218,11 +279,7 @@ mod tests {
             ("/", None),
             ("/etc/passwd", None),
         ] {
-            let found = mount(source, ours);
-            match is_there {
-                Some(there) => assert_eq!(found, there, "{source}"),
-                None => assert!(matches!(found, Mount::Refused(_)), "{source}"),
-            }
+            assert_eq!(socket(source, ours), is_there, "{source}");
         }
     }
 }

@@ -1,13 +1,13 @@
 use std::future::Future;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 use tokio::io::{DuplexStream, duplex};
 use tokio::sync::watch;
 
 use super::*;
 use crate::engine::Refusal;
-use crate::mounts::Mount;
+use crate::mounts::{Bind, Given, Mount};
 
 /// An engine whose connections are handed to a script.
 #[derive(Clone)]
@@ -17,6 +17,7 @@ struct Script {
     refusal: Option<Refusal>,
     starts: Arc<AtomicUsize>,
     crashed: watch::Sender<bool>,
+    given: Arc<Mutex<Vec<(String, String)>>>,
 }
 
 const CRASHED: &str = "the VM crashed";
@@ -81,11 +82,21 @@ impl Engine for Script {
         self.starts.fetch_add(1, Ordering::SeqCst);
     }
 
-    fn mount(&self, source: &str) -> Mount {
-        match source {
+    fn mount(&self, bind: Bind<'_>) -> Mount {
+        match bind.source {
             "/here/docker.sock" => Mount::From("/run/docker.sock".to_owned()),
-            _ => Mount::Refused("there are no folders".to_owned()),
+            source => Mount::Refused(format!("{source}: there are no folders")),
         }
+    }
+
+    async fn created(&self, container: &str, given: Vec<Given>) {
+        self.given.lock().unwrap().extend(given.into_iter().map(|given| (container.to_owned(), given.path)));
+    }
+
+    fn restore(&self, answer: &[u8]) -> Option<Vec<u8>> {
+        let text = String::from_utf8_lossy(answer);
+        text.contains("/run/docker.sock")
+            .then(|| text.replace("/run/docker.sock", "/here/docker.sock").into_bytes())
     }
 }
 
@@ -125,6 +136,7 @@ struct Stage {
     held: watch::Sender<usize>,
     starts: Arc<AtomicUsize>,
     crashed: watch::Sender<bool>,
+    given: Arc<Mutex<Vec<(String, String)>>>,
     relay: tokio::task::JoinHandle<()>,
 }
 
@@ -134,14 +146,16 @@ fn stage(refusal: Option<Refusal>) -> Stage {
     let held = watch::channel(0).0;
     let starts = Arc::new(AtomicUsize::new(0));
     let crashed = watch::channel(false).0;
+    let given = Arc::default();
     let script = Script {
         dials: sender,
         held: held.clone(),
         refusal,
         starts: Arc::clone(&starts),
         crashed: crashed.clone(),
+        given: Arc::clone(&given),
     };
-    Stage { client, dials, held, starts, crashed, relay: tokio::spawn(serve(ours, script)) }
+    Stage { client, dials, held, starts, crashed, given, relay: tokio::spawn(serve(ours, script)) }
 }
 
 impl Stage {
@@ -235,6 +249,56 @@ async fn warnings_are_in_the_body_as_well_where_clients_show_them() {
     let refused = "HTTP/1.1 409 Conflict\r\nContent-Length: 2\r\n";
     engine.write_all(format!("{refused}\r\nno").as_bytes()).await.unwrap();
     expect(&mut stage.client, &format!("{refused}{header}\r\nno")).await;
+    stage.leave().await;
+}
+
+#[tokio::test]
+async fn what_a_container_is_given_is_known_before_its_client_knows_of_it() {
+    let mut stage = stage(None);
+    let body = r#"{"HostConfig":{"Binds":["/here/docker.sock:/s"]}}"#;
+    let create = |body: &str| {
+        format!("POST /v1.45/containers/create HTTP/1.1\r\nContent-Length: {}\r\n\r\n{body}", body.len())
+    };
+    stage.client.write_all(create(body).as_bytes()).await.unwrap();
+    let mut engine = stage.dials.recv().await.unwrap();
+    expect(&mut engine, &create(&body.replace("/here", "/run"))).await;
+    let answer = "HTTP/1.1 201 Created\r\nContent-Length: 11\r\n\r\n{\"Id\":\"c1\"}";
+    engine.write_all(answer.as_bytes()).await.unwrap();
+    expect(&mut stage.client, answer).await;
+    let given = stage.given.lock().unwrap().clone();
+    assert_eq!(given, [("c1".to_owned(), "/run/docker.sock".to_owned())]);
+    stage.leave().await;
+}
+
+#[tokio::test]
+async fn the_hosts_paths_are_told_where_the_engine_names_the_vms() {
+    let mut stage = stage(None);
+    let inside = r#"{"Source":"/run/docker.sock"}"#;
+    let outside = inside.replace("/run", "/here");
+    let plain = |body: &str| format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+    let chunked = |body: &str| {
+        format!(
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n{:x}\r\n{body}\r\n0\r\n\r\n",
+            body.len()
+        )
+    };
+    for (target, answer, told) in [
+        ("GET /containers/a/json", plain(inside), plain(&outside)),
+        ("GET /v1.45/containers/json?all=1", chunked(inside), plain(&outside)),
+        // What names none passes as it came.
+        ("GET /volumes", chunked("{}"), chunked("{}")),
+        ("GET /info", plain(inside), plain(inside)),
+        ("GET /containers/a/logs", plain(inside), plain(inside)),
+    ] {
+        let mut engine = stage.ask(&format!("{target} HTTP/1.1\r\n\r\n")).await;
+        engine.write_all(answer.as_bytes()).await.unwrap();
+        expect(&mut stage.client, &told).await;
+    }
+    // An answer without a body tells of one.
+    let head = "HTTP/1.1 200 OK\r\nContent-Length: 30\r\n\r\n";
+    let mut engine = stage.ask("HEAD /containers/json HTTP/1.1\r\n\r\n").await;
+    engine.write_all(head.as_bytes()).await.unwrap();
+    expect(&mut stage.client, head).await;
     stage.leave().await;
 }
 

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
-use dormouse_docker_proxy::{Answer, Class, Engine, Lease, Mount, Refusal, RequestHead, serve};
+use dormouse_docker_proxy::{Answer, Bind, Class, Engine, Given, Lease, Mount, Refusal, RequestHead, serve};
 use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::{Frame, Incoming};
@@ -128,8 +128,14 @@ impl Engine for Behind {
         Ok(self.clone())
     }
 
-    fn mount(&self, _: &str) -> Mount {
+    fn mount(&self, _: Bind<'_>) -> Mount {
         Mount::AsIs
+    }
+
+    async fn created(&self, _: &str, _: Vec<Given>) {}
+
+    fn restore(&self, _: &[u8]) -> Option<Vec<u8>> {
+        None
     }
 
     fn free_port(&self) -> Option<u16> {

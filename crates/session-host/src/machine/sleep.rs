@@ -75,7 +75,11 @@ impl<F: Factory> Sleep<F> {
     async fn suspend(self) {
         let ask = self.ask;
         let origin = Origin::Session { generation: ask.generation.0 };
-        match save(&self.up, &self.shared.store, origin).await {
+        let saved = match self.shared.face.folders.leave(&self.up.guest.agent).await {
+            Ok(()) => save(&self.up, &self.shared.store, origin).await,
+            Err(reason) => Err(SaveError::Early(reason)),
+        };
+        match saved {
             Ok(seal) => {
                 point(&self.shared.runtime_dir, "suspend.sealed").await;
                 // Nobody waits for it but a host that has to go: without it the snapshot holds as long as the machine isn't

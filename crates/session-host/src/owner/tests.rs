@@ -6,7 +6,7 @@ mod holding;
 mod hooking;
 mod idling;
 mod pace;
-mod stage;
+pub(crate) mod stage;
 mod starting;
 mod stopping;
 mod telling;

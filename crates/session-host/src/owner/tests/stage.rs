@@ -298,7 +298,7 @@ impl Stage {
 }
 
 /// A session with all that it has in one folder.
-pub(super) fn facts(folder: &std::path::Path) -> Facts {
+pub(crate) fn facts(folder: &std::path::Path) -> Facts {
     let settings = HostSettings {
         id: SessionId::from_random(1),
         name: "default".parse().expect("a name"),
@@ -310,12 +310,12 @@ pub(super) fn facts(folder: &std::path::Path) -> Facts {
         idle_action: IdleAction::Stop,
         hostname: "default".to_owned(),
         machine_hooks: folder.join("machine"),
+        folder_rules: folder.join("rules"),
+        own_folders: Vec::new(),
         crash: CrashPolicy::Reopen,
         boot_timeout_seconds: 300,
         running: dormouse_api::RunningContainers::Hold,
         asleep_answers: true,
-        registries: dormouse_api::Registries::default(),
-        publish_address: std::net::Ipv4Addr::LOCALHOST.into(),
         engine: None,
         cpus: 1,
         memory_mib: 512,

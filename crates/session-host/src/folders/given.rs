@@ -1,0 +1,135 @@
+//! Which containers were given which folders, by those who created them from the host.
+//!
+//! The engine is the guest's, and says what the guest likes: it is never asked which folders a container is to have. What
+//! counts is written down here when a container is created through the session's socket, before its client hears of it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard};
+
+use dormouse_folders::{Missing, Share};
+use serde::{Deserialize, Serialize};
+
+/// Version of the file's format.
+const FORMAT: u32 = 1;
+
+/// Name of the file in a session's folder.
+const FILE: &str = "folders.json";
+
+/// Longest file that is read, in bytes.
+const BYTES_MAX: u64 = 16 * 1024 * 1024;
+
+/// Containers that have folders; of more, they are refused at their start.
+const CONTAINERS_MAX: usize = 4096;
+
+/// A folder that was given to a container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Gift {
+    #[serde(flatten)]
+    pub(super) share: Share,
+    /// It is made if it is missing.
+    pub(super) make: bool,
+}
+
+impl Gift {
+    pub(super) const fn missing(&self) -> Missing {
+        if self.make { Missing::Make } else { Missing::Refuse }
+    }
+}
+
+/// What each container was given, by its id.
+#[derive(Debug)]
+pub(super) struct Given {
+    path: PathBuf,
+    containers: Mutex<BTreeMap<String, Vec<Gift>>>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct File {
+    format: u32,
+    containers: BTreeMap<String, Vec<Gift>>,
+}
+
+impl Given {
+    /// As it lies in the session's folder. A file that makes no sense gives nobody anything.
+    pub(super) fn load(folder: &Path) -> Self {
+        let path = folder.join(FILE);
+        let mut bytes = Vec::new();
+        let read = fs::File::open(&path).and_then(|file| file.take(BYTES_MAX).read_to_end(&mut bytes));
+        let file = read.ok().and_then(|_| serde_json::from_slice::<File>(&bytes).ok());
+        let containers = file.filter(|file| file.format == FORMAT).map(|file| file.containers);
+        Self { path, containers: Mutex::new(containers.unwrap_or_default()) }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.containers().is_empty()
+    }
+
+    pub(super) fn ids(&self) -> BTreeSet<String> {
+        self.containers().keys().cloned().collect()
+    }
+
+    /// What this container was given.
+    pub(super) fn of(&self, container: &str) -> Vec<Gift> {
+        self.containers().get(container).cloned().unwrap_or_default()
+    }
+
+    pub(super) fn give(&self, container: &str, gifts: Vec<Gift>) {
+        let mut containers = self.containers();
+        if containers.len() >= CONTAINERS_MAX {
+            tracing::warn!(container, "too many containers have folders of the host");
+            return;
+        }
+        containers.insert(container.to_owned(), gifts);
+        self.write(&containers);
+    }
+
+    /// These are no more.
+    pub(super) fn forget(&self, gone: &BTreeSet<String>) {
+        if !gone.is_empty() {
+            let mut containers = self.containers();
+            containers.retain(|id, _| !gone.contains(id));
+            self.write(&containers);
+        }
+    }
+
+    fn write(&self, containers: &BTreeMap<String, Vec<Gift>>) {
+        let write = || -> io::Result<()> {
+            let beside = self.path.with_extension("json.new");
+            let file = File { format: FORMAT, containers: containers.clone() };
+            fs::write(&beside, serde_json::to_vec(&file)?)?;
+            fs::rename(&beside, &self.path)
+        };
+        if let Err(error) = write() {
+            tracing::error!(%error, "which folders containers have can't be written down");
+        }
+    }
+
+    fn containers(&self) -> MutexGuard<'_, BTreeMap<String, Vec<Gift>>> {
+        self.containers.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use dormouse_folders::Access;
+
+    use super::*;
+
+    #[test]
+    fn what_was_given_is_known_to_the_next_host_until_the_container_is_gone() {
+        let folder = tempfile::tempdir().unwrap();
+        let gift = Gift { share: Share { path: "/home/me/src".into(), access: Access::Read }, make: true };
+        let given = Given::load(folder.path());
+        assert!(given.is_empty() && given.of("c1").is_empty());
+        given.give("c1", vec![gift.clone()]);
+        given.give("c2", vec![gift.clone()]);
+        given.forget(&["c2".to_owned()].into());
+        let next = Given::load(folder.path());
+        assert_eq!((next.of("c1"), next.ids().len()), (vec![gift], 1));
+        fs::write(folder.path().join(FILE), "{\"format\":9}").unwrap();
+        assert!(Given::load(folder.path()).is_empty());
+    }
+}

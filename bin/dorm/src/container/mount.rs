@@ -1,4 +1,4 @@
-//! What is mounted: named volumes, anonymous ones, memory.
+//! What is mounted: folders of the host, named volumes, anonymous ones, memory.
 
 use serde_json::{Map, Value, json};
 
@@ -16,7 +16,7 @@ pub(crate) struct Mounts {
 }
 
 impl Mounts {
-    /// Adds what one `-v` asks for: `NAME:/path[:options]` or `/path`.
+    /// Adds what one `-v` asks for: `NAME:/path[:options]`, `FOLDER:/path[:options]` or `/path`.
     pub(crate) fn volume(&mut self, text: &str) -> Result<(), String> {
         match text.split_once(':') {
             None if text.starts_with('/') => {
@@ -24,11 +24,14 @@ impl Mounts {
                 Ok(())
             }
             None => Err(format!("{text:?} is no volume: give NAME:/path, or /path for one without a name")),
-            Some((name, rest)) => {
-                named(name)?;
+            Some((source, rest)) => {
                 let target = rest.split(':').next().unwrap_or_default();
                 absolute(target)?;
-                self.binds.push(text.to_owned());
+                let source = match folder(source)? {
+                    Some(path) => path,
+                    None => named(source).map(|()| source.to_owned())?,
+                };
+                self.binds.push(format!("{source}:{rest}"));
                 Ok(())
             }
         }
@@ -42,10 +45,11 @@ impl Mounts {
         Ok(())
     }
 
-    /// Adds what one `--mount` asks for: `type=volume,src=NAME,dst=/path[,readonly]`.
+    /// Adds what one `--mount` asks for: `type=volume,src=NAME,dst=/path[,readonly]`, or
+    /// `type=bind` with a folder or a file of the host.
     pub(crate) fn mount(&mut self, text: &str) -> Result<(), String> {
         let (mut kind, mut source, mut target, mut read_only) = ("volume", None, None, false);
-        let (mut volume, mut tmpfs) = (Map::new(), Map::new());
+        let (mut volume, mut tmpfs, mut bind) = (Map::new(), Map::new(), Map::new());
         for field in text.split(',') {
             let (key, value) = field.split_once('=').unwrap_or((field, ""));
             match key.to_ascii_lowercase().as_str() {
@@ -69,6 +73,11 @@ impl Mounts {
                     let mode = u32::from_str_radix(value, 8).map_err(|_| format!("{value:?} is no mode"))?;
                     tmpfs.insert("Mode".to_owned(), mode.into());
                 }
+                "bind-propagation" => {
+                    bind.insert("Propagation".to_owned(), value.into());
+                }
+                // Other engines' hint at how fresh a folder has to be. Here it always is.
+                "consistency" => {}
                 _ => return Err(format!("a mount has no {key:?}")),
             }
         }
@@ -85,8 +94,15 @@ impl Mounts {
             }
             ("tmpfs", None) => mount["TmpfsOptions"] = Value::Object(tmpfs),
             ("tmpfs", Some(_)) => return Err("memory has no source".to_owned()),
-            ("bind", _) => return Err(folder(source.unwrap_or_default())),
-            _ => return Err(format!("there are no mounts of type {kind:?}: volume and tmpfs are")),
+            ("bind", source) => {
+                let source = source.ok_or("a folder of the host needs a source: source=/path")?;
+                let path = folder(source)?.ok_or_else(|| not_absolute(source))?;
+                mount["Source"] = path.into();
+                if !bind.is_empty() {
+                    mount["BindOptions"] = Value::Object(bind);
+                }
+            }
+            _ => return Err(format!("there are no mounts of type {kind:?}: bind, volume and tmpfs are")),
         }
         self.mounts.push(mount);
         Ok(())
@@ -94,8 +110,8 @@ impl Mounts {
 }
 
 fn named(name: &str) -> Result<(), String> {
-    if name.contains('/') || name.starts_with(['.', '~']) {
-        return Err(folder(name));
+    if name.contains('/') || name.starts_with('~') {
+        return Err(not_absolute(name));
     }
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte);
     if name.len() < 2 || !name.bytes().all(plain) || !name.as_bytes()[0].is_ascii_alphanumeric() {
@@ -106,11 +122,21 @@ fn named(name: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// Folders of the host are not in the VM.
-fn folder(path: &str) -> String {
-    format!(
-        "{path:?} is a folder of this machine, which the session's VM can't see: use a named volume, and `dorm cp`"
-    )
+/// A path of the host: an absolute one, or one that begins with a dot, from where we are. `None`: it is none.
+fn folder(source: &str) -> Result<Option<String>, String> {
+    if source.starts_with('/') {
+        return Ok(Some(source.to_owned()));
+    }
+    if !source.starts_with('.') {
+        return Ok(None);
+    }
+    let here = std::env::current_dir().map_err(|error| format!("can't tell where {source:?} is: {error}"))?;
+    let path = here.join(source).into_os_string().into_string();
+    path.map(Some).map_err(|path| format!("{} is no UTF-8", path.display()))
+}
+
+fn not_absolute(path: &str) -> String {
+    format!("{path:?} is no name of a volume and no path: a path begins with / or with ./")
 }
 
 fn absolute(path: &str) -> Result<(), String> {
@@ -141,19 +167,23 @@ mod tests {
     }
 
     #[test]
-    fn folders_of_the_host_are_refused_in_so_many_words() {
-        for text in ["/home/u:/x", "./a:/x", "~/a:/x", "../a:/x"] {
-            let error = Mounts::default().volume(text).unwrap_err();
-            assert!(error.contains("folder of this machine"), "{error}");
-        }
-        assert!(
-            Mounts::default()
-                .mount("type=bind,src=/a,dst=/b")
-                .unwrap_err()
-                .contains("folder of this machine")
-        );
-        for text in ["a", "a:/x", "things:x", "things:/", "things:", ":/x"] {
+    fn folders_of_the_host_are_named_by_paths_from_the_root_or_from_here() {
+        let here = std::env::current_dir().unwrap();
+        let mut mounts = Mounts::default();
+        mounts.volume("/home/u:/x:ro").unwrap();
+        mounts.volume("./a:/x").unwrap();
+        mounts.volume(".:/x").unwrap();
+        let from_here = |path: &str| format!("{}:/x", here.join(path).display());
+        assert_eq!(mounts.binds, ["/home/u:/x:ro".to_owned(), from_here("./a"), from_here(".")]);
+        mounts.mount("type=bind,src=/a,dst=/b,ro,consistency=cached,bind-propagation=rslave").unwrap();
+        let bind = json!({ "Type": "bind", "Target": "/b", "ReadOnly": true, "Source": "/a",
+            "BindOptions": { "Propagation": "rslave" } });
+        assert_eq!(mounts.mounts, [bind]);
+        for text in ["a", "a:/x", "things:x", "things:/", "things:", ":/x", "~/a:/x", "a/b:/x"] {
             assert!(Mounts::default().volume(text).is_err(), "{text}");
+        }
+        for text in ["type=bind,dst=/b", "type=bind,src=a,dst=/b", "type=bind,src=~/a,dst=/b"] {
+            assert!(Mounts::default().mount(text).is_err(), "{text}");
         }
     }
 }

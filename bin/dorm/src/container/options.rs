@@ -36,14 +36,14 @@ pub(crate) struct Options {
     /// Set the variables of a file.
     #[arg(long, value_name = "FILE")]
     env_file: Vec<PathBuf>,
-    /// Mount a volume; one without a name is the container's own.
-    #[arg(short, long, value_name = "[NAME:]/PATH[:ro]")]
+    /// Mount a volume, or a folder of this machine; a volume without a name is the container's own.
+    #[arg(short, long, value_name = "[NAME|FOLDER:]/PATH[:ro]")]
     volume: Vec<String>,
     /// Mount the volumes of another container.
     #[arg(long, value_name = "CONTAINER")]
     volumes_from: Vec<String>,
-    /// Mount a volume or memory.
-    #[arg(long, value_name = "type=volume|tmpfs,source=NAME,target=/PATH[,readonly]")]
+    /// Mount a volume, memory, or a folder of this machine.
+    #[arg(long, value_name = "type=volume|tmpfs|bind,source=NAME|FOLDER,target=/PATH[,readonly]")]
     mount: Vec<String>,
     /// Mount memory.
     #[arg(long, value_name = "/PATH[:OPTIONS]")]

@@ -10,8 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use command_fds::{CommandFdExt, FdMapping};
 use dormouse_api::{
-    CreateSession, CreateTemplate, HoldKind, IdleAction, IdleTimeout, Phase, SessionInfo, SleepAnswer,
-    TemplateInfo,
+    CreateSession, CreateTemplate, HoldKind, IdleTimeout, Phase, SessionInfo, SleepAnswer, TemplateInfo,
 };
 use dormouse_client::{ClientError, Endpoint};
 use dormouse_vm::VmRecord;
@@ -50,6 +49,7 @@ fn start_service(folder: &Path, variables: &[(&'static str, OsString)]) -> Resul
         .env("DORM_IMAGES", images())
         .env("DORM_TEMPLATES", templates())
         .env("DORM_NETWORK", "none")
+        .env("DORM_VIRTIOFSD", project().join("build/virtiofsd/bin/virtiofsd"))
         .envs(variables.iter().map(|(name, value)| (name, value)))
         .stdin(Stdio::null())
         .stdout(Stdio::null())
@@ -337,15 +337,10 @@ pub async fn becomes(session: &SessionInfo, state: &str) -> Result<SessionInfo> 
 /// # Errors
 /// When it does not fall asleep.
 pub async fn fall_asleep(session: &SessionInfo) -> Result<()> {
-    // By name where there are two ways: so nothing depends on how quiet the containers are.
-    let order = match session.idle.action {
-        IdleAction::Suspend => "/v1/session/sleep?how=suspend",
-        IdleAction::Stop => "/v1/session/sleep",
-    };
     let asleep = async {
         loop {
             let control = Endpoint::new(&session.control_socket);
-            match control.post::<SleepAnswer>(order).await? {
+            match control.post::<SleepAnswer>("/v1/session/sleep").await? {
                 SleepAnswer::NoVm | SleepAnswer::Asleep { .. } => break,
                 // What the last client held ends a moment after that client.
                 SleepAnswer::Busy { .. } => tokio::time::sleep(Duration::from_millis(100)).await,

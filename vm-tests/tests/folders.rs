@@ -1,0 +1,315 @@
+//! Folders of the host in containers: the real docker client, compose and dorm, a real virtiofsd, over sleeps and deaths.
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+use std::process::{Command, Output};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use dormouse_api::{CreateSession, HoldKind, How, IdleTimeout, Phase, RunningContainers, SessionInfo};
+use dormouse_vm_tests::figure;
+use dormouse_vm_tests::stage::{STATE_WITHIN, Stage, fall_asleep, host_of, inspect, program, until};
+use rustix::process::{Pid, Signal, kill_process};
+
+const COMPOSE: &str = "
+services:
+  web:
+    image: busybox
+    command: sh -c 'cat /src/host > /out/seen; test ! -w /src/host'
+    volumes: ['./src:/src:ro', './made:/out']
+";
+
+/// A home of the user's, beside the one of Dormouse, and a session.
+struct Desk {
+    stage: Stage,
+    session: SessionInfo,
+    home: tempfile::TempDir,
+}
+
+impl Desk {
+    async fn new() -> Result<Self> {
+        let home = tempfile::Builder::new().prefix("home").tempdir()?;
+        fs::create_dir_all(home.path().join("src/sub"))?;
+        fs::create_dir_all(home.path().join("other"))?;
+        fs::write(home.path().join("src/host"), "from the host\n")?;
+        fs::write(home.path().join("other/file"), "another\n")?;
+        let stage = Stage::with(&[("HOME", home.path().into()), ("TMPDIR", home.path().join("tmp").into())])?;
+        let mut wish = CreateSession::named("default".parse()?);
+        wish.idle_timeout = IdleTimeout::Seconds(3600);
+        // So that it is the folders that hold.
+        wish.running = RunningContainers::Suspend;
+        stage.template().await?;
+        let session = stage.make(&wish).await?;
+        stage.load_busybox(&session).await?;
+        Ok(Self { stage, session, home })
+    }
+
+    fn at(&self, path: &str) -> String {
+        self.home.path().join(path).to_string_lossy().into_owned()
+    }
+
+    async fn succeed(&self, arguments: &[&str]) -> Result<String> {
+        self.stage.succeed(&self.session, arguments).await
+    }
+
+    /// `docker run --rm` with these folders, as `--volume` names them.
+    async fn run(&self, folders: &[(&str, &str)], script: &str) -> Result<Output> {
+        let folders: Vec<_> =
+            folders.iter().map(|(path, target)| format!("-v{}:{target}", self.at(path))).collect();
+        let mut arguments = vec!["run", "--rm"];
+        arguments.extend(folders.iter().map(String::as_str));
+        arguments.extend(["busybox", "sh", "-c", script]);
+        self.stage.run(&self.session, &arguments).await
+    }
+
+    async fn prints(&self, folders: &[(&str, &str)], script: &str, expected: &str) -> Result<()> {
+        let output = self.run(folders, script).await?;
+        let (said, errors) = (text(&output.stdout), text(&output.stderr));
+        ensure!(said == expected, "{script}: {said:?} {errors}\n{}", self.stage.logs(&self.session));
+        Ok(())
+    }
+
+    /// Processes of virtiofsd.
+    fn virtiofsds(&self) -> Result<Vec<Pid>> {
+        let ours = self.stage.processes()?.into_iter();
+        let name = |pid: &Pid| fs::read_to_string(format!("/proc/{}/comm", pid.as_raw_nonzero()));
+        Ok(ours.filter(|pid| name(pid).is_ok_and(|name| name.trim() == "virtiofsd")).collect())
+    }
+
+    /// What is mounted in the VM where folders are, and was never unmounted.
+    async fn mounted(&self) -> Result<String> {
+        let script =
+            "while read -r line; do case $line in *virtiofs*) echo $line;; esac; done < /proc/self/mountinfo";
+        let mut dorm = Command::new(program("dorm"));
+        dorm.args(["session", "run", "sh", "-c", script]).env("DORM_HOME", self.stage.home());
+        let output = self.stage.finish(&self.session, dorm).await?;
+        ensure!(output.status.success(), "{output:?}");
+        Ok(text(&output.stdout))
+    }
+
+    /// Waits until no folder is shared.
+    async fn taken_back(&self) -> Result<()> {
+        let gone = async {
+            while !self.virtiofsds()?.is_empty() {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            Ok(())
+        };
+        let gone = tokio::time::timeout(STATE_WITHIN, gone).await;
+        gone.with_context(|| format!("folders stay shared\n{}", self.stage.logs(&self.session)))?
+    }
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn folders_of_the_host_are_in_containers_as_if_they_were_there() -> Result<()> {
+    let mut desk = Desk::new().await?;
+    reads_and_writes_go_both_ways(&desk).await?;
+    nothing_else_is_reached(&desk).await?;
+    dorm_and_compose_do_it_too(&desk).await?;
+    a_container_with_a_folder_holds_the_vm_and_finds_it_again_after_a_sleep(&desk).await?;
+    the_death_of_virtiofsd_is_an_error_in_the_container_and_no_more(&desk).await?;
+    who_restarts_by_itself_has_its_folder_after_a_boot(&mut desk).await
+}
+
+async fn reads_and_writes_go_both_ways(desk: &Desk) -> Result<()> {
+    let begun = Instant::now();
+    let script = "cat /src/host; echo inside > /src/inside; mkdir /src/sub/new; ln -s host /src/link; \
+                  ln /src/host /src/hard; stat -c '%u %a' /src/host; cat /other/file; cat /src/sub/x/file; cat /one";
+    let folders = [("src", "/src"), ("other", "/other:ro"), ("other", "/src/sub/x"), ("src/host", "/one")];
+    let uid = rustix::process::geteuid().as_raw();
+    let mode = fs::metadata(desk.at("src/host"))?.permissions().mode() & 0o777;
+    let expected = format!("from the host\n{uid} {mode:o}\nanother\nanother\nfrom the host\n");
+    desk.prints(&folders, script, &expected).await?;
+    figure("docker run --rm with four folders", begun.elapsed());
+    ensure!(fs::read_to_string(desk.at("src/inside"))? == "inside\n");
+    let made = fs::metadata(desk.at("src/inside"))?;
+    ensure!(made.uid() == uid && made.gid() == rustix::process::getegid().as_raw(), "{made:?}");
+    ensure!(fs::read_link(desk.at("src/link"))? == Path::new("host"));
+    ensure!(
+        fs::metadata(desk.at("src/hard"))?.nlink() == 2 && fs::metadata(desk.at("src/sub/new"))?.is_dir()
+    );
+    desk.taken_back().await?;
+
+    // For reading means so, for the container and for root of the VM.
+    let script = "echo x > /other/x; mount -o remount,rw /other; echo x > /other/file; echo over";
+    let output = desk.run(&[("other", "/other:ro"), ("new/folder", "/new")], script).await?;
+    let errors = text(&output.stderr);
+    ensure!(text(&output.stdout) == "over\n" && errors.contains("Read-only file system"), "{errors}");
+    ensure!(!Path::new(&desk.at("other/x")).exists() && fs::read(desk.at("other/file"))? == b"another\n");
+    ensure!(Path::new(&desk.at("new/folder")).is_dir(), "a folder that is missing is made");
+
+    let mount = format!("--mount=type=bind,source={},target=/m", desk.at("missing"));
+    let output = desk.stage.run(&desk.session, &["run", "--rm", &mount, "busybox", "true"]).await?;
+    let words = format!("bind source path does not exist: {}", desk.at("missing"));
+    ensure!(output.status.code() == Some(125) && text(&output.stderr).contains(&words), "{output:?}");
+    Ok(())
+}
+
+/// What a client may name is the policy's, and has its own tests. This is what a container does that has a folder.
+async fn nothing_else_is_reached(desk: &Desk) -> Result<()> {
+    let home = |path: &str| desk.home.path().join(path);
+    fs::write(home("secret"), "secret\n")?;
+    symlink(home("secret"), home("src/out"))?;
+    symlink("../secret", home("src/up"))?;
+    symlink("/proc/1/root/etc/hostname", home("src/proc"))?;
+    let listening = UnixListener::bind(home("src/socket"))?;
+    listening.set_nonblocking(true)?;
+    let runtime = desk.stage.home().join("run");
+    for (path, why) in [
+        ("/etc".into(), "outside of the folders"),
+        (home("src/../../../etc/passwd"), "outside of the folders"),
+        ("/proc/self/root".into(), "outside of the folders"),
+        ("/mnt/dormouse-rw1/etc".into(), "outside of the folders"),
+        (runtime, "outside of the folders"),
+        (home("src/out"), "is a symbolic link"),
+        (home("src/socket"), "it is a socket"),
+    ] {
+        let bind = format!("{}:/x", path.display());
+        let output = desk.stage.run(&desk.session, &["create", "-v", &bind, "busybox"]).await?;
+        let errors = text(&output.stderr);
+        ensure!(!output.status.success() && errors.contains(why), "{}: {errors}", path.display());
+    }
+    // As root of the VM, with the whole tree in its hands: the container's own, and what a hostile one would try.
+    let script = "cd /src; cat out up proc ../secret /src/../../secret; echo | nc -w 1 local:/src/socket; \
+                  nc -w 1 -U socket </dev/null; mknod disk b 7 0 && cat disk; mknod null c 1 3; ls -l null disk; \
+                  nsenter -t 1 -m sh -c 'ls -a /mnt /mnt/*; ls -d /mnt/*/../../../etc/dormouse-none; \
+                  mkdir /mnt/dormouse-rw1; ln -s / /mnt/root; mv /mnt/dormouse-rw3 /mnt/x; cat /mnt/*/*/*/secret; \
+                  mount --bind / /mnt; echo x > /mnt/y'; echo over";
+    let bind = format!("{}:/src", desk.at("src"));
+    let arguments = ["run", "--rm", "--privileged", "--pid=host", "-v", &bind, "busybox", "sh", "-c", script];
+    let output = desk.stage.run(&desk.session, &arguments).await?;
+    let said = text(&output.stdout) + &text(&output.stderr);
+    ensure!(said.contains("over") && !said.contains("secret\n"), "{said}");
+    ensure!(listening.accept().is_err(), "a socket of the host was reached");
+    ensure!(!home("y").exists() && !home("src/disk").exists(), "{said}");
+    fs::remove_file(home("src/socket"))?;
+    desk.taken_back().await
+}
+
+async fn dorm_and_compose_do_it_too(desk: &Desk) -> Result<()> {
+    let mut dorm = Command::new(program("dorm"));
+    dorm.args(["run", "--rm", "-v", "./src:/src", "busybox", "cat", "/src/inside"])
+        .env("DORM_HOME", desk.stage.home())
+        .current_dir(desk.home.path());
+    let output = desk.stage.finish(&desk.session, dorm).await?;
+    ensure!(text(&output.stdout) == "inside\n", "{output:?}");
+    fs::write(desk.at("compose.yaml"), COMPOSE)?;
+    for arguments in [&["up", "--quiet-pull"][..], &["down"]] {
+        let mut compose = desk.stage.docker(&desk.session, &["compose", "--ansi", "never"]);
+        compose.args(arguments).current_dir(desk.home.path());
+        let output = desk.stage.finish(&desk.session, compose).await?;
+        ensure!(output.status.success(), "{output:?}");
+    }
+    ensure!(fs::read_to_string(desk.at("made/seen"))? == "from the host\n");
+    Ok(())
+}
+
+async fn a_container_with_a_folder_holds_the_vm_and_finds_it_again_after_a_sleep(desk: &Desk) -> Result<()> {
+    let bind = format!("{}:/src", desk.at("src"));
+    let script = "while :; do sleep 1; done";
+    desk.succeed(&["run", "-d", "--name", "keeps", "--init", "-v", &bind, "busybox", "sh", "-c", script])
+        .await?;
+    let source = desk
+        .succeed(&["inspect", "--format", "{{(index .Mounts 0).Source}} {{.HostConfig.Binds}}", "keeps"])
+        .await?;
+    ensure!(source == format!("{} [{bind}]\n", desk.at("src")), "{source}");
+    until(&desk.session, |info| {
+        let words = desk.at("src");
+        info.holds.iter().any(|hold| hold.kind == HoldKind::Container && hold.reason.contains(&words))
+    })
+    .await?;
+    // What the host does is seen at once, also by who has seen another state before.
+    let exec = ["exec", "keeps", "sh", "-c", "cat /src/changing; ls /src/sub; stat -c %s /src/changing"];
+    for (written, made) in [("one\n", "first"), ("longer than before\n", "second")] {
+        fs::write(desk.at("src/changing.new"), written)?;
+        fs::rename(desk.at("src/changing.new"), desk.at("src/changing"))?;
+        fs::write(desk.home.path().join("src/sub").join(made), "")?;
+        let seen = desk.succeed(&exec).await?;
+        let mut lines = seen.lines();
+        ensure!(lines.next() == Some(written.trim_end()), "{seen}");
+        ensure!(lines.next_back() == Some(&written.len().to_string()), "{seen}");
+        ensure!(lines.any(|line| line == made), "{seen}");
+    }
+    // The next host finds what the last one shared, and takes it back.
+    kill_process(host_of(&desk.session)?, Signal::KILL)?;
+    ensure!(desk.succeed(&["exec", "keeps", "cat", "/src/changing"]).await? == "longer than before\n");
+    desk.succeed(&["stop", "-t", "2", "keeps"]).await?;
+    desk.taken_back().await?;
+    let mounted = desk.mounted().await?;
+    ensure!(mounted.is_empty(), "{mounted}");
+    fall_asleep(&desk.session).await?;
+    let asleep = inspect(&desk.session).await?;
+    ensure!(asleep.vm.phase == Phase::Absent && asleep.snapshot.is_some(), "it was suspended: {asleep:?}");
+    let listed = desk.succeed(&["inspect", "--format", "{{.HostConfig.Binds}}", "keeps"]).await?;
+    ensure!(listed == format!("[{bind}]\n"), "{listed}");
+    fs::write(desk.at("src/changing"), "while it slept\n")?;
+    desk.succeed(&["cp", "keeps:/src/changing", &desk.at("copied")]).await?;
+    ensure!(fs::read_to_string(desk.at("copied"))? == "while it slept\n");
+    desk.succeed(&["start", "keeps"]).await?;
+    ensure!(desk.succeed(&["exec", "keeps", "cat", "/src/changing"]).await? == "while it slept\n");
+    let mounted = desk.mounted().await?;
+    ensure!(mounted.lines().count() == 1, "{mounted}");
+    Ok(())
+}
+
+async fn the_death_of_virtiofsd_is_an_error_in_the_container_and_no_more(desk: &Desk) -> Result<()> {
+    let virtiofsds = desk.virtiofsds()?;
+    ensure!(!virtiofsds.is_empty());
+    for pid in virtiofsds {
+        // The second ends with the first.
+        let _ = kill_process(pid, Signal::KILL);
+    }
+    let output = desk.stage.run(&desk.session, &["exec", "keeps", "cat", "/src/changing"]).await?;
+    ensure!(!output.status.success() && output.stdout.is_empty(), "{output:?}");
+    let before = inspect(&desk.session).await?;
+    desk.succeed(&["restart", "-t", "2", "keeps"]).await?;
+    ensure!(desk.succeed(&["exec", "keeps", "cat", "/src/changing"]).await? == "while it slept\n");
+    let after = inspect(&desk.session).await?;
+    ensure!(after.vm.generation == before.vm.generation, "the VM goes on");
+    desk.succeed(&["rm", "-f", "keeps"]).await?;
+    desk.taken_back().await?;
+    let mounted = desk.mounted().await?;
+    ensure!(mounted.is_empty(), "both are gone: {mounted}");
+    Ok(())
+}
+
+async fn who_restarts_by_itself_has_its_folder_after_a_boot(desk: &mut Desk) -> Result<()> {
+    let bind = format!("{}:/src", desk.at("src"));
+    let script = "date > /src/started; while :; do sleep 1; done";
+    let run = [
+        "run",
+        "-d",
+        "--name",
+        "again",
+        "--init",
+        "--restart",
+        "always",
+        "-v",
+        &bind,
+        "busybox",
+        "sh",
+        "-c",
+        script,
+    ];
+    desk.succeed(&run).await?;
+    // A service that has to go can't suspend such a VM: it stops it.
+    desk.stage.stop_service()?;
+    ensure!(desk.virtiofsds()?.is_empty(), "virtiofsd outlives its VM");
+    fs::remove_file(desk.at("src/started"))?;
+    desk.stage.start_service()?;
+    let begun = Instant::now();
+    desk.succeed(&["ps", "--quiet"]).await?;
+    while !Path::new(&desk.at("src/started")).exists() {
+        ensure!(begun.elapsed() < STATE_WITHIN, "it doesn't start again\n{}", desk.stage.logs(&desk.session));
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let info = inspect(&desk.session).await?;
+    ensure!(info.vm.how == Some(How::Cold), "{:?}", info.vm);
+    Ok(())
+}

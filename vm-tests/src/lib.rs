@@ -2,7 +2,11 @@
 //!
 //! Whatever a test makes goes away with its [`Home`]: folders by their drop, VMs because each is killed by pid.
 
+pub mod client;
 pub mod fake;
+pub mod polling;
+pub mod raw;
+pub mod registry;
 pub mod root_process;
 pub mod stage;
 

@@ -10,7 +10,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use command_fds::{CommandFdExt, FdMapping};
 use dormouse_api::{
-    CreateSession, CreateTemplate, HoldKind, IdleTimeout, Phase, SessionInfo, SleepAnswer, TemplateInfo,
+    CreateSession, CreateTemplate, HoldKind, IdleAction, IdleTimeout, Phase, SessionInfo, SleepAnswer,
+    TemplateInfo,
 };
 use dormouse_client::{ClientError, Endpoint};
 use dormouse_vm::VmRecord;
@@ -337,10 +338,15 @@ pub async fn becomes(session: &SessionInfo, state: &str) -> Result<SessionInfo> 
 /// # Errors
 /// When it does not fall asleep.
 pub async fn fall_asleep(session: &SessionInfo) -> Result<()> {
+    // By name where there are two ways: so nothing depends on how quiet the containers are.
+    let order = match session.idle.action {
+        IdleAction::Suspend => "/v1/session/sleep?how=suspend",
+        IdleAction::Stop => "/v1/session/sleep",
+    };
     let asleep = async {
         loop {
             let control = Endpoint::new(&session.control_socket);
-            match control.post::<SleepAnswer>("/v1/session/sleep").await? {
+            match control.post::<SleepAnswer>(order).await? {
                 SleepAnswer::NoVm | SleepAnswer::Asleep { .. } => break,
                 // What the last client held ends a moment after that client.
                 SleepAnswer::Busy { .. } => tokio::time::sleep(Duration::from_millis(100)).await,

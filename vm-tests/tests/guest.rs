@@ -103,7 +103,10 @@ async fn a_larger_disk_is_used_whole_and_a_guest_without_a_host_ends_itself(home
     anyhow::ensure!(kept == ("kept\n".to_owned(), 0), "{kept:?}");
 
     machine.agent.close().await;
-    let exit = timeout(BOOT_WITHIN, machine.gone()).await.context("a guest without a host lives on")??;
+    let console = machine.console.clone();
+    let gone = timeout(BOOT_WITHIN, machine.gone()).await;
+    let lives_on = || format!("a guest without a host lives on:\n{}", console.last_lines(60).join("\n"));
+    let exit = gone.with_context(lives_on)??;
     assert_eq!(exit.cause, ExitCause::GuestShutdown, "{}", exit.details);
     Ok(())
 }

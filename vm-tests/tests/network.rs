@@ -2,18 +2,17 @@
 //! a network of its own, so that no packet leaves it.
 
 use std::net::{IpAddr, SocketAddr, TcpListener};
-use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use dormouse_agent_proto::{EngineState, GuestEvent, Target};
 use dormouse_mux::Agent;
 use dormouse_vm::NetworkKind;
+use dormouse_vm_tests::registry::{HOST_V4, give_host_an_address, ip};
 use dormouse_vm_tests::{Home, in_network_namespace};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-/// The host on its only network, which is no loopback: a guest may reach it, as its owner can.
-const HOST_V4: &str = "192.0.2.7";
+/// As [`HOST_V4`].
 const HOST_V6: &str = "2001:db8::7";
 
 /// What stands for the host's loopback, or might: itself, the ways out, the resolver, and all of "any".
@@ -29,11 +28,6 @@ const LOOPBACK: [&str; 9] = [
     "::ffff:127.0.0.1",
 ];
 
-fn ip(arguments: &[&str]) -> Result<()> {
-    ensure!(Command::new("ip").args(arguments).status()?.success(), "ip {arguments:?} failed");
-    Ok(())
-}
-
 fn was_reached(listener: &TcpListener) -> Result<bool> {
     let timeout = Timespec::try_from(Duration::ZERO)?;
     Ok(poll(&mut [PollFd::new(listener, PollFlags::IN)], Some(&timeout))? > 0)
@@ -44,9 +38,7 @@ fn root_in_a_guest_reaches_what_its_owner_can_and_not_the_hosts_loopback() -> Re
     if in_network_namespace("root_in_a_guest_reaches_what_its_owner_can_and_not_the_hosts_loopback")? {
         return Ok(());
     }
-    ip(&["link", "set", "lo", "up"])?;
-    // Every kernel has this interface; what makes an address a loopback's is the address.
-    ip(&["addr", "add", HOST_V4, "dev", "lo"])?;
+    give_host_an_address()?;
     ip(&["addr", "add", HOST_V6, "dev", "lo"])?;
     // passt takes part in IPv6 only where the interface has a link-local address.
     ip(&["addr", "add", "fe80::1/64", "dev", "lo"])?;

@@ -18,7 +18,7 @@ use tokio::time::{sleep, timeout};
 use crate::freeze::Freezer;
 use crate::port::Port;
 use crate::process::Processes;
-use crate::{console, datagrams, disk, engine, identity, process};
+use crate::{activity, console, datagrams, disk, engine, identity, process};
 use dormouse_agent_proto::EngineState;
 
 /// How often a port without a host is looked at: the kernel can't be waited on for a host that comes.
@@ -114,6 +114,10 @@ async fn serve_stream(mut stream: Stream, channel: Channel, guest: Arc<Guest>) {
                 Answer::Hello { version: VERSION, nonce, boot, uptime_nanos: uptime_nanos(), engine },
             )
             .await
+        }
+        Request::Activity => {
+            let looked = tokio::task::spawn_blocking(activity::look).await;
+            accept(stream, Answer::Activity(looked.unwrap_or_default())).await
         }
         Request::Sync => {
             let _ = tokio::task::spawn_blocking(rustix::fs::sync).await;

@@ -20,6 +20,7 @@
 //! | `dorm.dns=ADDRESS[,ADDRESS...]` | name servers |
 //! | `dorm.lonely=SECONDS` | so long without a host, and the guest powers off; ten minutes unless it is given |
 
+mod activity;
 mod agent;
 mod console;
 mod datagrams;

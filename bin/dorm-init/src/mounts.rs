@@ -2,9 +2,11 @@
 
 use std::ffi::CStr;
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use anyhow::{Context, Result};
+use dormouse_agent_proto::BUSY_DIR;
 use rustix::mount::{MountFlags, mount, mount_move};
 
 const NO_DATA: Option<&'static CStr> = None;
@@ -68,8 +70,16 @@ pub(crate) fn mount_system() -> Result<()> {
         mount("tmpfs", folder, "tmpfs", safe, c"mode=0755")
             .with_context(|| format!("can't mount {folder}"))?;
     }
+    make_busy_dir()?;
     mount_etc()?;
     mount_cgroups()
+}
+
+/// Whoever is in a container that mounts it may leave a mark.
+fn make_busy_dir() -> Result<()> {
+    fs::create_dir_all(BUSY_DIR)?;
+    fs::set_permissions(BUSY_DIR, fs::Permissions::from_mode(0o1777))?;
+    Ok(())
 }
 
 /// `/etc` is the image's, with a layer in memory above it for what is only known at boot.

@@ -24,7 +24,8 @@ pub(crate) fn find(name: &str) -> Result<PathBuf> {
 }
 
 /// An open port with a host at its other end. A host that goes is an end of file, after which the port must be opened
-/// again: that the host hung up sticks to the open file.
+/// again: that the host hung up sticks to what is known of the open file. It must never be asked twice then, since a
+/// port without a host says "later" to a write for ever, and "ready" to whoever waits for that.
 #[derive(Debug)]
 pub(crate) struct Port {
     file: AsyncFd<File>,
@@ -40,10 +41,14 @@ impl Port {
         if state[0].revents().contains(PollFlags::HUP) {
             return Ok(None);
         }
+        Ok(Some(Self::new(file)?))
+    }
+
+    fn new(file: File) -> io::Result<Self> {
         #[expect(unsafe_code, reason = "registering is only sound for a descriptor that stays the same")]
         // SAFETY: a `File` is one descriptor from its opening to its drop, and `AsyncFd` owns this one.
         let file = unsafe { AsyncFd::register(file) }?;
-        Ok(Some(Self { file }))
+        Ok(Self { file })
     }
 }
 
@@ -55,6 +60,7 @@ impl AsyncRead for Port {
     ) -> Poll<io::Result<()>> {
         loop {
             let mut ready = ready!(self.file.poll_read_ready(context))?;
+            let has_hung_up = ready.ready().is_read_closed();
             let unfilled = buffer.initialize_unfilled();
             match ready.try_io(|file| file.get_ref().read(unfilled)) {
                 Ok(Ok(count)) => {
@@ -62,6 +68,8 @@ impl AsyncRead for Port {
                     return Poll::Ready(Ok(()));
                 }
                 Ok(Err(error)) => return Poll::Ready(Err(error)),
+                // There is nothing left of the host that hung up.
+                Err(_would_block) if has_hung_up => return Poll::Ready(Ok(())),
                 Err(_would_block) => {}
             }
         }
@@ -72,8 +80,13 @@ impl AsyncWrite for Port {
     fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         loop {
             let mut ready = ready!(self.file.poll_write_ready(context))?;
-            if let Ok(written) = ready.try_io(|file| file.get_ref().write(bytes)) {
-                return Poll::Ready(written);
+            let has_hung_up = ready.ready().is_write_closed();
+            match ready.try_io(|file| file.get_ref().write(bytes)) {
+                Ok(written) => return Poll::Ready(written),
+                Err(_would_block) if has_hung_up => {
+                    return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
+                }
+                Err(_would_block) => {}
             }
         }
     }
@@ -84,5 +97,74 @@ impl AsyncWrite for Port {
 
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(Ok(()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+    use std::time::Duration;
+
+    use rustix::fs::{CWD, FileType, Mode, mknodat};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+
+    /// A pipe with a name: like a port it can lose its other end, get another one, and then say "later".
+    struct Pipe(tempfile::TempDir);
+
+    impl Pipe {
+        fn new() -> Self {
+            let folder = tempfile::tempdir().unwrap();
+            let mode = Mode::RUSR | Mode::WUSR;
+            mknodat(CWD, folder.path().join("pipe"), FileType::Fifo, mode, 0).unwrap();
+            Self(folder)
+        }
+
+        fn open(&self, write: bool) -> File {
+            let flags = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
+            let path = self.0.path().join("pipe");
+            OpenOptions::new().read(!write).write(write).custom_flags(flags).open(path).unwrap()
+        }
+    }
+
+    /// Fails instead of waiting for a future that never lets its thread go.
+    fn ends<F: Future<Output = ()>>(test: impl FnOnce() -> F + Send + 'static) {
+        let (done, is_done) = mpsc::channel();
+        std::thread::spawn(move || {
+            tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(test());
+            done.send(()).unwrap();
+        });
+        is_done.recv_timeout(Duration::from_secs(20)).expect("it spins, or panicked");
+    }
+
+    #[test]
+    fn a_host_that_hung_up_is_the_end_for_a_reader_though_another_has_come() {
+        ends(async || {
+            let pipe = Pipe::new();
+            let mut port = Port::new(pipe.open(false)).unwrap();
+            let mut host = pipe.open(true);
+            host.write_all(b"last").unwrap();
+            drop(host);
+            let mut text = [0; 4];
+            port.read_exact(&mut text).await.unwrap();
+            assert_eq!(port.read(&mut text).await.unwrap(), 0);
+            let _next = pipe.open(true);
+            assert_eq!(port.read(&mut text).await.unwrap(), 0);
+        });
+    }
+
+    #[test]
+    fn a_host_that_hung_up_is_an_error_for_a_writer_though_another_has_come() {
+        ends(async || {
+            let pipe = Pipe::new();
+            let host = pipe.open(false);
+            let mut port = Port::new(pipe.open(true)).unwrap();
+            drop(host);
+            while !port.file.writable().await.unwrap().ready().is_write_closed() {}
+            let _next = pipe.open(false);
+            let filled = port.write_all(&vec![0; 1024 * 1024]).await;
+            assert_eq!(filled.unwrap_err().kind(), io::ErrorKind::BrokenPipe);
+        });
     }
 }

@@ -14,6 +14,7 @@ use crate::doctor::Doctor;
 use crate::error::{FAILED, SUCCESS};
 use crate::hold::HoldArguments;
 use crate::image::{self, Image};
+use crate::import_docker::ImportDocker;
 use crate::inspect::Inspect;
 use crate::network::Network;
 use crate::registry::{Login, Logout, Registry};
@@ -102,6 +103,8 @@ pub(crate) enum Command {
     /// Make or remove contexts of docker's client that lead to sessions.
     #[command(subcommand)]
     DockerContext(DockerContext),
+    /// Take over the images and volumes of another engine of this machine, a dockerd or podman.
+    ImportDocker(ImportDocker),
     /// Join standard input and output with the session's Docker socket.
     DialStdio,
     /// Tell or change what new sessions get where nothing is asked for.
@@ -130,6 +133,7 @@ const OURS: &[&str] = &[
     "docker-env",
     "doctor",
     "hold",
+    "import-docker",
     "session",
     "settings",
     "template",

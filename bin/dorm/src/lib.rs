@@ -13,6 +13,7 @@ mod error;
 mod format;
 mod hold;
 mod image;
+mod import_docker;
 mod inspect;
 mod message;
 mod network;
@@ -87,6 +88,7 @@ async fn run(arguments: Arguments) -> Done {
         Command::Why(why) => why.run(&context).await,
         Command::DockerEnv(env) => env.run(&context).await,
         Command::DockerContext(command) => command.run(&context).await,
+        Command::ImportDocker(import) => import.run(&context).await,
         Command::DialStdio => clients::dial_stdio(&context).await,
         Command::Settings(settings) => settings.run(),
         Command::Hold(hold) => hold.run(&context).await,

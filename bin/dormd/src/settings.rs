@@ -5,13 +5,14 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read as _, Write as _};
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use dormouse_api::link::{EngineFacts, HostSettings};
 use dormouse_api::{
     ApiError, ChangeSettings, CrashPolicy, CreateSession, ErrorCode, IdleAction, IdleTimeout, ImageChoice,
-    NetworkKind, RunningContainers, SessionId, SessionName,
+    NetworkKind, Registries, RunningContainers, SessionId, SessionName,
 };
 use dormouse_client::Home;
 use dormouse_vm::{CPUS_MAX, MEMORY_MIB_MIN, Qemu};
@@ -81,11 +82,22 @@ pub(crate) struct Settings {
     /// May reads be answered without waking the VM?
     #[serde(default = "yes")]
     pub(crate) asleep_answers: bool,
+    /// Registries that its engine treats in a way of their own.
+    #[serde(default)]
+    pub(crate) registries: Registries,
+    /// Where ports are published whose clients name no address.
+    #[serde(default = "this_host_only")]
+    pub(crate) publish_address: IpAddr,
 }
 
 /// Of records that say nothing about it.
 fn yes() -> bool {
     true
+}
+
+/// The same. dockerd's default is every address; a user's containers are nobody else's business unless the user says so.
+fn this_host_only() -> IpAddr {
+    IpAddr::V4(Ipv4Addr::LOCALHOST)
 }
 
 /// What this host can do, as far as defaults depend on it.
@@ -152,6 +164,8 @@ impl Settings {
             image: wish.image,
             boot_timeout_seconds: wish.boot_timeout_seconds.unwrap_or(BOOT_TIMEOUT_SECONDS),
             asleep_answers: wish.asleep_answers.unwrap_or(true),
+            registries: wish.registries.clone(),
+            publish_address: wish.publish_address.unwrap_or_else(this_host_only),
         };
         settings.check(host)?;
         Ok(settings)
@@ -184,7 +198,10 @@ impl Settings {
                 format!("give 1 to {BOOT_TIMEOUT_SECONDS_MAX} s"),
             );
         }
-        Ok(())
+        self.registries.check().or_else(|why| {
+            let hint = "`--registry-mirror http://HOST:PORT`, `--insecure-registry HOST:PORT`";
+            invalid(why, hint.to_owned())
+        })
     }
 
     /// The guest's host name: the session's name, as far as host names may have its characters (RFC 1123).
@@ -219,6 +236,8 @@ impl Settings {
             crash: self.crash,
             boot_timeout_seconds: self.boot_timeout_seconds,
             asleep_answers: self.asleep_answers,
+            registries: self.registries.clone(),
+            publish_address: self.publish_address,
             engine,
             cpus: self.cpus,
             memory_mib: self.memory_mib,
@@ -230,12 +249,15 @@ impl Settings {
 
     /// Takes over what may be changed while a session lives.
     pub(crate) fn change(&mut self, change: &ChangeSettings) {
-        let ChangeSettings { idle_timeout, crash } = change;
+        let ChangeSettings { idle_timeout, crash, asleep_answers } = change;
         if let Some(timeout) = idle_timeout {
             self.idle_timeout = *timeout;
         }
         if let Some(crash) = crash {
             self.crash = *crash;
+        }
+        if let Some(answers) = asleep_answers {
+            self.asleep_answers = *answers;
         }
     }
 
@@ -319,6 +341,8 @@ mod tests {
         refused(|wish| wish.storage_bytes = Some(0));
         refused(|wish| wish.storage_bytes = Some(u64::MAX));
         refused(|wish| wish.boot_timeout_seconds = Some(0));
+        refused(|wish| wish.registries.mirrors = vec!["mirror.example.org".to_owned()]);
+        refused(|wish| wish.registries.insecure = vec!["http://registry.lan".to_owned()]);
     }
 
     #[test]
@@ -334,7 +358,15 @@ mod tests {
     #[test]
     fn a_record_is_read_as_it_was_written_and_another_format_is_refused() {
         let folder = tempfile::tempdir().unwrap();
-        let mut settings = settle(|wish| wish.idle_timeout = IdleTimeout::Never, HOST).unwrap();
+        let mut settings = settle(
+            |wish| {
+                wish.idle_timeout = IdleTimeout::Never;
+                wish.registries.mirrors = vec!["http://192.0.2.7:5000".to_owned()];
+                wish.publish_address = Some(Ipv4Addr::UNSPECIFIED.into());
+            },
+            HOST,
+        )
+        .unwrap();
         settings.write(folder.path()).unwrap();
         assert_eq!(Settings::read(folder.path()).unwrap(), settings);
         settings.format = 9;

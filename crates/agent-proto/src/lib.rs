@@ -19,18 +19,20 @@
 //!
 //! | request | after the reply |
 //! |---|---|
-//! | `Hello`, `Sync`, `SetClock`, `Freeze`, `Wake`, `GrowDisk`, `PowerOff` | closed |
+//! | `Hello`, `Activity`, `Sync`, `SetClock`, `Freeze`, `Wake`, `GrowDisk`, `PowerOff` | closed |
 //! | `Dial` | raw bytes, both directions, half-close kept; of UDP, datagrams |
 //! | `Run` | [`ProcessFrame`]s, both directions |
 //! | `Watch` | length-prefixed JSON [`GuestEvent`]s from the guest, until closed |
 //!
 //! On the port `ports` only `Dial` is served, so that a flood of forwarded connections can't starve control.
 
+mod activity;
 mod datagram;
 mod frame;
 mod preamble;
 mod process;
 
+pub use activity::{Activity, BUSY_DIR, CONTAINERS_MAX, ContainerActivity};
 pub use datagram::{DATAGRAM_BYTES_MAX, decode_datagram, encode_datagram};
 pub use frame::{FrameError, JSON_BYTES_MAX, decode_json, encode_json};
 pub use preamble::{Boot, Nonce, PREAMBLE_LINE_MAX, PreambleError};
@@ -41,7 +43,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 /// Version of this protocol. A host and a guest of different versions don't talk: the guest image is the host's own.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// What a host asks at the start of a stream.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -60,6 +62,8 @@ pub enum Request {
     Run(RunProcess),
     /// Tell what happens in the guest from now on. What runs and the present engine state come first, in this order.
     Watch,
+    /// What goes on in the containers? Answered with [`Answer::Activity`].
+    Activity,
     /// Flush every file system to the disk.
     Sync,
     /// Set the guest's wall clock.
@@ -179,6 +183,8 @@ pub enum Answer {
         /// Process id in the guest.
         pid: u32,
     },
+    /// To [`Request::Activity`].
+    Activity(Activity),
     /// To everything else.
     Done,
 }

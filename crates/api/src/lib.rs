@@ -43,6 +43,7 @@ mod error;
 mod event;
 pub mod link;
 mod name;
+mod registries;
 mod session;
 mod template;
 
@@ -53,6 +54,7 @@ pub const WARNING_HEADER: &str = "Dormouse-Warning";
 pub use error::{ApiError, ErrorCode};
 pub use event::{Fact, SessionEvent, VmEnd, Why};
 pub use name::{DEFAULT_SESSION, NAME_BYTES_MAX, NameError, SessionId, SessionName};
+pub use registries::{Registries, check_insecure, check_mirror, network};
 pub use session::{
     ChangeSettings, Checksum, CrashPolicy, CreateSession, HistoryEntry, Hold, HoldInfo, HoldKind, How,
     IdleAction, IdleInfo, IdleTimeout, ImageChoice, NetworkInfo, NetworkKind, Phase, Pin, RunningContainers,

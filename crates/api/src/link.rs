@@ -11,13 +11,14 @@
 //! A host leaves only by asking: it stops accepting, sends [`ToService::Leave`], and exits on [`ToHost::Go`]. dormd
 //! polls its duplicates once more before it says so; a knock that came meanwhile is answered with [`ToHost::Stay`].
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    ChangeSettings, CrashPolicy, IdleAction, IdleTimeout, NetworkKind, RunningContainers, SessionId,
-    SessionInfo, SessionName,
+    ChangeSettings, CrashPolicy, IdleAction, IdleTimeout, NetworkKind, Registries, RunningContainers,
+    SessionId, SessionInfo, SessionName,
 };
 
 /// Most sockets of published ports that a host may leave behind. One with more doesn't leave.
@@ -62,6 +63,10 @@ pub struct HostSettings {
     pub boot_timeout_seconds: u64,
     /// May reads be answered without waking the VM?
     pub asleep_answers: bool,
+    /// Registries that its engine treats in a way of their own.
+    pub registries: Registries,
+    /// Where ports are published whose clients name no address.
+    pub publish_address: IpAddr,
     /// The engine that a first VM of this session would have; `None` if there is no image to make one of.
     pub engine: Option<EngineFacts>,
     /// For display: virtual CPUs.

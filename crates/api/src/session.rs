@@ -2,13 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::{SessionId, SessionName};
+use crate::{Registries, SessionId, SessionName};
 
 /// Who answers on `dormd.sock`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -136,6 +137,12 @@ pub struct CreateSession {
     /// absent.
     #[serde(default)]
     pub asleep_answers: Option<bool>,
+    /// Registries that its engine treats in a way of their own.
+    #[serde(default)]
+    pub registries: Registries,
+    /// Where ports are published whose clients name no address; 127.0.0.1 when absent.
+    #[serde(default)]
+    pub publish_address: Option<IpAddr>,
 }
 
 impl CreateSession {
@@ -158,6 +165,8 @@ impl CreateSession {
             image: ImageChoice::default(),
             boot_timeout_seconds: None,
             asleep_answers: None,
+            registries: Registries::default(),
+            publish_address: None,
         }
     }
 }
@@ -183,6 +192,9 @@ pub struct ChangeSettings {
     /// What follows a crash from now on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub crash: Option<CrashPolicy>,
+    /// May reads of the engine be answered without waking it from now on?
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub asleep_answers: Option<bool>,
 }
 
 /// `null` means "never" here, so a field that is absent must not be read as `null`.
@@ -374,6 +386,8 @@ pub enum HoldKind {
     Exec,
     /// A container that runs, is paused, restarting or being removed.
     Container,
+    /// What goes on in a container that may be suspended. It holds but against a suspend that is asked for by name.
+    Activity,
     /// A user's wish.
     Pin,
     /// An open `/events` stream, an idle connection.
@@ -589,7 +603,7 @@ mod tests {
         assert_eq!(change(r#"{"idle_timeout":0}"#), Some(IdleTimeout::Seconds(0)));
         let text = |change: &ChangeSettings| serde_json::to_string(change).unwrap();
         assert_eq!(
-            text(&ChangeSettings { idle_timeout: Some(IdleTimeout::Never), crash: None }),
+            text(&ChangeSettings { idle_timeout: Some(IdleTimeout::Never), ..ChangeSettings::default() }),
             r#"{"idle_timeout":null}"#
         );
         assert_eq!(text(&ChangeSettings::default()), "{}");

@@ -19,13 +19,15 @@ use serde_json::Value;
 use crate::connection::{collect, connect, tell_warnings};
 use crate::{ClientError, JsonLines, Upgraded, Warn};
 
-/// The version of Docker's API that is spoken: that of the engine in the guest image.
-pub const DOCKER_API: &str = "v1.45";
+/// The version of Docker's API that is spoken, as paths begin with it: that of the engine in the guest image.
+pub const DOCKER_API: &str = "/v1.45";
 
 /// A session's engine. Each call has a connection of its own, so one that is dropped is over.
 #[derive(Debug, Clone)]
 pub struct Engine {
     socket: PathBuf,
+    /// Of the API, as paths begin with it.
+    version: &'static str,
     warn: Warn,
 }
 
@@ -145,7 +147,13 @@ impl Engine {
     /// The engine behind this socket.
     #[must_use]
     pub fn new(socket: impl Into<PathBuf>) -> Self {
-        Self { socket: socket.into(), warn: |_| {} }
+        Self { socket: socket.into(), version: DOCKER_API, warn: |_| {} }
+    }
+
+    /// An engine of unknown age behind this socket: it speaks the newest version that it knows.
+    #[must_use]
+    pub fn unversioned(socket: impl Into<PathBuf>) -> Self {
+        Self { version: "", ..Self::new(socket) }
     }
 
     /// The same, which tells what answers warn of.
@@ -217,7 +225,7 @@ impl Engine {
     async fn exchange(&self, call: Call) -> Result<Response<Incoming>, EngineError> {
         let mut request = Request::builder()
             .method(call.method)
-            .uri(format!("/{DOCKER_API}{}", call.path))
+            .uri(format!("{}{}", self.version, call.path))
             .header(header::HOST, "docker")
             .header(header::USER_AGENT, concat!("dorm/", env!("CARGO_PKG_VERSION")));
         for (name, value) in call.headers {

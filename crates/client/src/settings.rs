@@ -6,7 +6,7 @@ use std::fs;
 use std::io::{self, Write};
 use std::path::Path;
 
-use dormouse_api::{CrashPolicy, CreateSession, IdleAction, IdleTimeout};
+use dormouse_api::{CrashPolicy, CreateSession, IdleAction, IdleTimeout, check_insecure, check_mirror};
 use toml_edit::{Document, DocumentMut, Item, Table, Value};
 
 /// Longest file that is read, in bytes.
@@ -92,6 +92,45 @@ pub const KEYS: &[Key] = &[
         take: |text, wish| whole(text).map(|seconds| wish.boot_timeout_seconds = Some(seconds)),
     },
     Key {
+        name: "session.registry-mirrors",
+        about: "Registries that a new session's engine asks before Docker Hub, separated by commas",
+        default: "none",
+        example: "\"https://mirror.example.org\"",
+        take: |text, wish| list(text, check_mirror).map(|mirrors| wish.registries.mirrors = mirrors),
+    },
+    Key {
+        name: "session.insecure-registries",
+        about: "Registries that a new session's engine speaks to without TLS, separated by commas",
+        default: "none",
+        example: "\"registry.lan:5000\"",
+        take: |text, wish| list(text, check_insecure).map(|insecure| wish.registries.insecure = insecure),
+    },
+    Key {
+        name: "session.publish-address",
+        about: "Where ports of a new session's containers are published that name no address",
+        default: "127.0.0.1",
+        example: "\"0.0.0.0\"",
+        take: |text, wish| {
+            let address = text.parse().map_err(|_| format!("{text:?} is no address"))?;
+            wish.publish_address = Some(address);
+            Ok(())
+        },
+    },
+    Key {
+        name: "session.asleep-answers",
+        about: "Are reads of a new session's engine answered without waking it, \"on\" or \"off\"",
+        default: "\"on\"",
+        example: "\"off\"",
+        take: |text, wish| {
+            wish.asleep_answers = match text {
+                "on" => Some(true),
+                "off" => Some(false),
+                _ => return Err(format!("{text:?} is neither \"on\" nor \"off\"")),
+            };
+            Ok(())
+        },
+    },
+    Key {
         name: "snapshots.limit",
         about: "What the snapshots of all sleeping sessions may take together; the oldest are given up",
         default: "a quarter of the file system",
@@ -110,6 +149,11 @@ pub struct UserSettings {
 
 fn whole<T: std::str::FromStr>(text: &str) -> Result<T, String> {
     text.parse().map_err(|_| format!("{text:?} is no whole number in range"))
+}
+
+fn list(text: &str, check: fn(&str) -> Result<(), String>) -> Result<Vec<String>, String> {
+    let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
+    items.map(|item| check(item).map(|()| item.to_owned())).collect()
 }
 
 /// A number of bytes with an optional binary unit: `512m`, `1.5g`, `2GiB`, `1073741824`.
@@ -318,11 +362,14 @@ mod tests {
 
     #[test]
     fn what_is_set_is_what_new_sessions_get() {
-        let text = "[session]\ncpus = 3\nmemory = \"2G\"\nidle-timeout = \"never\"\nidle-action = \"stop\"\n";
+        let text = "[session]\ncpus = 3\nmemory = \"2G\"\nidle-timeout = \"never\"\nidle-action = \"stop\"\n\
+            registry-mirrors = \"http://a, https://b:5000\"\npublish-address = \"::\"\nasleep-answers = \"off\"\n";
         assert!(UserSettings::parse(text).warnings().is_empty());
         let wish = wish(text);
         assert_eq!((wish.cpus, wish.memory_mib), (Some(3), Some(2048)));
         assert_eq!((wish.idle_timeout, wish.idle_action), (IdleTimeout::Never, IdleAction::Stop));
+        assert_eq!(wish.registries.mirrors, ["http://a", "https://b:5000"]);
+        assert_eq!((wish.publish_address, wish.asleep_answers), (Some("::".parse().unwrap()), Some(false)));
     }
 
     #[test]

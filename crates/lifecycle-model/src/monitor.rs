@@ -2,14 +2,14 @@
 //! and what may be done then. Nothing here reads the core's phase to decide what is right; it is compared at the end.
 
 use dormouse_lifecycle::{
-    Action, Ask, Census, Config, Durable, EndReason, Event, Exit, Generation, Grace, LastVm, Lifetime,
-    Policy, Record, Refusal, RunningContainers, SleepHow, SleepOutcome, SnapshotFate, StartFrom,
+    Action, Ask, Census, Config, Durable, EndReason, Event, Exit, Generation, Grace, HoldKind, LastVm,
+    Lifetime, Policy, Record, Refusal, RunningContainers, SleepHow, SleepOutcome, SnapshotFate, StartFrom,
     State as ApiState, StopHow, Storage, Termination, Then,
 };
 use dormouse_lifecycle::{AfterFailure, PhaseName};
 
 use crate::scope::Scope;
-use crate::world::{Client, Move, NOTHING, Order, PRESENT, State, lease};
+use crate::world::{Client, Move, NOTHING, Order, PRESENT, Request, State, lease};
 
 /// How far the present VM has got, as far as orders and reports say.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -167,7 +167,7 @@ impl State {
             (_, Event::PinRemoved { .. }) => self.seen.pinned = false,
             (_, Event::GraceChanged(grace)) => self.seen.never = *grace == Grace::Never,
             (_, Event::Configured(config)) => self.seen.never = config.grace == Grace::Never,
-            (_, Event::SleepRequested { .. }) => self.requested = true,
+            (_, Event::SleepRequested { how, .. }) => self.request = Request::Sleep(*how),
             (_, Event::HostLeaving) => {
                 self.seen.leaving = true;
                 self.seen.terminating |= self.seen.stage == Stage::Up && is_ephemeral;
@@ -224,7 +224,8 @@ impl State {
         }
     }
 
-    fn is_held(&self, scope: &Scope) -> bool {
+    /// Whether anything holds against the sleep that comes by itself, or against the one that is asked for.
+    fn is_held(&self, scope: &Scope, request: Request) -> bool {
         let config = &scope.config;
         let containers = match (config.idle_action, config.running) {
             (SleepHow::Suspend, RunningContainers::Suspend) => false,
@@ -233,7 +234,10 @@ impl State {
             }
         };
         let strong = |client: &Client| match client {
-            Client::Holding(claim) => !scope.claims[*claim].0.is_weak(),
+            Client::Holding(claim) => match scope.claims[*claim].0 {
+                HoldKind::Activity => request != Request::Sleep(Some(SleepHow::Suspend)),
+                kind => !kind.is_weak(),
+            },
             Client::Idle | Client::Waiting(_) | Client::Ended => false,
         };
         self.clients.iter().any(strong) || self.seen.pinned || containers
@@ -312,8 +316,8 @@ impl State {
                 Ok(())
             }
             Action::AnswerSleep { outcome, .. } => {
-                ensure(self.requested, "a request to sleep is answered twice")?;
-                self.requested = false;
+                ensure(self.request != Request::None, "a request to sleep is answered twice")?;
+                self.request = Request::None;
                 let asleep = matches!(outcome, SleepOutcome::Asleep { .. });
                 ensure(!asleep || !self.alive, "somebody is told of a sleep while the VM is alive")
             }
@@ -390,7 +394,7 @@ impl State {
                 let forced = self.seen.terminating || self.seen.leaving;
                 let counted = matches!(glance.event, Event::ContainersCounted { census: Some(_), .. });
                 ensure(
-                    forced || !self.is_held(glance.scope),
+                    forced || !self.is_held(glance.scope, self.request),
                     "rule 3: a sleep begins while something holds",
                 )?;
                 ensure(forced || counted, "rule 3: a sleep begins though the engine wasn't asked")?;
@@ -482,7 +486,10 @@ impl State {
             "the engine of a VM is asked that isn't up",
         )?;
         ensure(glance.is_due() || asked, "rule 3: the engine is asked before the grace period is over")?;
-        ensure(!self.is_held(glance.scope), "rule 3: the engine is asked while something holds")?;
+        ensure(
+            !self.is_held(glance.scope, self.request),
+            "rule 3: the engine is asked while something holds",
+        )?;
         ensure(self.seen.may_sleep(&glance.scope.config), "rule 11: an ephemeral session is about to sleep")?;
         self.order = Order::Count;
         Ok(())
@@ -624,7 +631,7 @@ impl State {
         ensure(!pinned || self.seen.pinned, "a pin is set that nobody asked for")?;
         self.seen.pinned = pinned;
         let view = self.session.view();
-        let held = self.is_held(scope);
+        let held = self.is_held(scope, Request::None);
         let may_sleep = self.seen.may_sleep(&scope.config) && !self.seen.never;
         match view.phase {
             PhaseName::Running if self.seen.paused => {
@@ -636,7 +643,9 @@ impl State {
             PhaseName::Running => {
                 ensure(view.deadline.is_some(), "rule 8: a VM without a hold has no deadline")
             }
-            PhaseName::Counting => ensure(!held, "rule 3: a count goes on though something holds"),
+            PhaseName::Counting => {
+                ensure(!self.is_held(scope, self.request), "rule 3: a count goes on though something holds")
+            }
             PhaseName::Absent
             | PhaseName::Starting
             | PhaseName::Committed

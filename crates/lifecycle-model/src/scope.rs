@@ -63,6 +63,9 @@ const KINDS: &[(HoldKind, Policy)] = &[
     (HoldKind::Request, Policy::ExistingOnly),
 ];
 
+const ACTIVITY: &[(HoldKind, Policy)] =
+    &[(HoldKind::Request, Policy::Acquire), (HoldKind::Activity, Policy::ExistingOnly)];
+
 fn stop() -> Config {
     Config::default()
 }
@@ -101,7 +104,7 @@ pub fn quick() -> Vec<Scope> {
             "quick: asked to sleep",
             suspend_all(),
             1,
-            ACQUIRE,
+            ACTIVITY,
             World { containers: true, sleep_requests: true, ..w },
         ),
         scope("quick: adoption", stop(), 1, ACQUIRE, World { host_deaths: true, terminate: true, ..w }),

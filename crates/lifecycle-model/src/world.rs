@@ -4,8 +4,8 @@
 use dormouse_lifecycle::model::{BASE, FAR};
 use dormouse_lifecycle::{
     Actions, AfterFailure, Ask, Census, Claim, Config, Durable, Event, Exit, Flaw, Generation, Grace,
-    HoldKind, LastVm, LeaseId, PhaseName, PinId, RequestId, Session, SleepHow, SnapshotFate, StartHow, Then,
-    Timestamp, WeakId,
+    HoldKind, LastVm, LeaseId, PhaseName, PinId, RequestId, RunningContainers, Session, SleepHow,
+    SnapshotFate, StartHow, Then, Timestamp, WeakId,
 };
 
 use crate::checker::Model;
@@ -50,6 +50,13 @@ pub(crate) enum Order {
     },
 }
 
+/// Whether somebody waits for a sleep, and the means that were named.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Request {
+    None,
+    Sleep(Option<SleepHow>),
+}
+
 /// A state of the model.
 #[derive(Debug, Clone, Hash)]
 pub struct State {
@@ -64,7 +71,7 @@ pub struct State {
     pub(crate) counting: bool,
     pub(crate) weak: bool,
     /// A request for sleep that waits for its answer.
-    pub(crate) requested: bool,
+    pub(crate) request: Request,
     pub(crate) seen: Seen,
 }
 
@@ -155,11 +162,14 @@ impl Lifecycle {
                 [None, Some(FAR)].map(set).into_iter().for_each(&mut tell);
             }
         }
-        if world.sleep_requests && !state.requested {
-            // The means that the settings don't name, where that makes a difference.
-            let how = match self.scope.config.idle_action {
-                SleepHow::Suspend => &[None, Some(SleepHow::Stop)][..],
-                SleepHow::Stop => &[None],
+        if world.sleep_requests && state.request == Request::None {
+            // Means are named where that makes a difference.
+            let how = match (self.scope.config.idle_action, self.scope.config.running) {
+                (SleepHow::Suspend, RunningContainers::Suspend) => {
+                    &[None, Some(SleepHow::Stop), Some(SleepHow::Suspend)][..]
+                }
+                (SleepHow::Suspend, RunningContainers::Hold) => &[None, Some(SleepHow::Stop)],
+                (SleepHow::Stop, _) => &[None],
             };
             how.iter().for_each(|how| tell(Event::SleepRequested { request: REQUEST, how: *how }));
         }
@@ -364,7 +374,7 @@ impl State {
         self.order = Order::None;
         self.counting = false;
         self.weak = false;
-        self.requested = false;
+        self.request = Request::None;
         self.session = Session::new(*config, durable, NOW);
         self.session.plant(flaw);
     }
@@ -385,7 +395,7 @@ impl State {
     fn arrives_in_silence(&self) -> Result<(), String> {
         let mut session = self.session.clone();
         let mut now = NOW;
-        let mut requested = self.requested;
+        let mut requested = self.request != Request::None;
         let mut terminating = self.seen.terminating && !self.seen.ended;
         for _ in 0..32 {
             if session.view().queued == 0 && !requested && !terminating {
@@ -423,7 +433,7 @@ impl Model for Lifecycle {
             order: Order::None,
             counting: false,
             weak: false,
-            requested: false,
+            request: Request::None,
             seen: Seen::default(),
         };
         state.normalise();
@@ -490,7 +500,8 @@ impl Model for Lifecycle {
         let stays_up = view.phase == PhaseName::Running
             && state.session.next_deadline().is_none()
             && (state.seen.never || !state.seen.may_sleep(&self.scope.config));
-        let nobody_waits = state.clients.iter().all(|client| *client == Client::Idle) && !state.requested;
+        let nobody_waits =
+            state.clients.iter().all(|client| *client == Client::Idle) && state.request == Request::None;
         nobody_waits && (matches!(view.phase, PhaseName::Absent | PhaseName::Terminated) || stays_up)
     }
 

@@ -47,7 +47,8 @@ impl Session {
                 }
             }
             Phase::Counting(counting) => {
-                ensure(!self.is_held(&counting.vm), "counting though something holds")?;
+                let held = self.is_held_against(&counting.vm, counting.wish);
+                ensure(!held, "counting though something holds")?;
                 ensure(self.config.storage.may_sleep(), "counting though it may not sleep")?;
                 ensure(counting.unanswered < Limits::COUNTS, "asked too often")
             }

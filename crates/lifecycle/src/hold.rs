@@ -35,6 +35,9 @@ pub enum HoldKind {
     Exec,
     /// Containers that hold, as counted by the engine.
     Container,
+    /// What goes on in containers that may be suspended. It holds against the sleep that comes by itself, and not against
+    /// a suspend that somebody asks for by name: nothing is lost by that.
+    Activity,
     /// Somebody asked for the VM to stay up.
     Pin,
     /// An open stream of events (weak).
@@ -53,6 +56,7 @@ impl HoldKind {
             | Self::RootProcess
             | Self::Exec
             | Self::Container
+            | Self::Activity
             | Self::Pin => false,
         }
     }
@@ -65,6 +69,7 @@ impl HoldKind {
             Self::RootProcess => "root-process",
             Self::Exec => "exec",
             Self::Container => "container",
+            Self::Activity => "activity",
             Self::Pin => "pin",
             Self::Events => "events",
             Self::Connection => "connection",

@@ -12,9 +12,18 @@ use crate::phase::{Cause, Committed, Counting, Disk, Engine, Phase, Rest, Runnin
 use crate::session::{Mode, Session, Step};
 
 impl Session {
-    /// Whether anything strong holds this VM.
+    /// Whether anything strong holds this VM against the sleep that comes by itself.
     pub(crate) fn is_held(&self, vm: &Vm) -> bool {
-        vm.leases.values().any(|held| self.counts(held.claim.kind))
+        self.is_held_against(vm, None)
+    }
+
+    /// Whether anything strong holds this VM against a sleep, by the means that somebody asked for if anybody did.
+    pub(crate) fn is_held_against(&self, vm: &Vm, wish: Option<SleepHow>) -> bool {
+        let counts = |kind| match (kind, wish) {
+            (HoldKind::Activity, Some(SleepHow::Suspend)) => false,
+            (kind, _) => self.counts(kind),
+        };
+        vm.leases.values().any(|held| counts(held.claim.kind))
             || !self.pins.is_empty()
             || vm.census.holds(self.running_containers())
     }
@@ -24,7 +33,9 @@ impl Session {
         match kind {
             HoldKind::Operation => !flaw!(self, H23),
             HoldKind::RootProcess => !flaw!(self, H24),
-            HoldKind::Request | HoldKind::Exec | HoldKind::Container | HoldKind::Pin => true,
+            HoldKind::Request | HoldKind::Exec | HoldKind::Container | HoldKind::Activity | HoldKind::Pin => {
+                true
+            }
             HoldKind::Events | HoldKind::Connection => false,
         }
     }
@@ -69,7 +80,9 @@ impl Session {
                 Rest::Idle { .. } => self.is_held(vm),
                 Rest::Paused { .. } => false,
             },
-            Phase::Counting(counting) => self.is_held(&counting.vm) && !flaw!(self, H4),
+            Phase::Counting(counting) => {
+                self.is_held_against(&counting.vm, counting.wish) && !flaw!(self, H4)
+            }
             Phase::Absent
             | Phase::Starting(_)
             | Phase::Committed(_)
@@ -144,7 +157,7 @@ impl Session {
         let by = counting.wish.unwrap_or_else(|| self.sleep_how(&counting.vm));
         // Whatever the settings say of a suspend, no running container is stopped.
         let loses = by == SleepHow::Stop && counting.vm.census.is_working();
-        if looks && (loses || self.is_held(&counting.vm)) {
+        if looks && (loses || self.is_held_against(&counting.vm, counting.wish)) {
             answer(step, counting.requests, &SleepOutcome::Busy);
             self.settle(step, counting.vm);
             return;
@@ -221,13 +234,17 @@ impl Session {
 
     /// Somebody wants the sleep now: the same path, with all its guards, but for the grace period.
     pub(crate) fn sleep_requested(&mut self, step: &mut Step<'_>, request: RequestId, how: Option<SleepHow>) {
+        let is_held = match &self.phase {
+            Phase::Running(Running { vm, .. }) => self.is_held_against(vm, how) && !flaw!(self, H65),
+            _ => false,
+        };
         let outcome = match &mut self.phase {
             Phase::Absent | Phase::Terminated(_) => SleepOutcome::NoVm,
             Phase::Starting(_) => SleepOutcome::Busy,
             Phase::Running(_) if !self.config.storage.may_sleep() && !flaw!(self, H31) => {
                 SleepOutcome::Disabled
             }
-            Phase::Running(Running { rest: Rest::Busy, .. }) if !flaw!(self, H65) => SleepOutcome::Busy,
+            Phase::Running(Running { rest: Rest::Busy, .. }) if is_held => SleepOutcome::Busy,
             Phase::Running(Running { rest: Rest::Paused { .. }, .. }) => {
                 SleepOutcome::Failed("the VM is paused by an I/O error".into())
             }

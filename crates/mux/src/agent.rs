@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use dormouse_agent_proto::{
-    Answer, Failure, GuestEvent, Identity, ProcessFrame, ProcessFrameError, Reply, Request, RunProcess,
-    Target, VERSION,
+    Activity, Answer, Failure, GuestEvent, Identity, ProcessFrame, ProcessFrameError, Reply, Request,
+    RunProcess, Target, VERSION,
 };
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::time::timeout;
@@ -109,6 +109,17 @@ impl Agent {
     /// See [`AgentError`].
     pub async fn watch(&self) -> Result<Watch, AgentError> {
         Ok(Watch { stream: self.ask(Request::Watch, REPLY_WITHIN).await?.1 })
+    }
+
+    /// Looks at what goes on in the guest's containers.
+    ///
+    /// # Errors
+    /// See [`AgentError`].
+    pub async fn activity(&self) -> Result<Activity, AgentError> {
+        match self.ask(Request::Activity, REPLY_WITHIN).await?.0 {
+            Answer::Activity(activity) => Ok(activity),
+            _ => Err(AgentError::Nonsense),
+        }
     }
 
     /// Flushes the guest's file systems.

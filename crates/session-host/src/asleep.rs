@@ -20,6 +20,7 @@ use std::fs;
 use std::future::Future;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -80,7 +81,7 @@ pub struct Asleep {
 #[derive(Debug)]
 struct Shared {
     folder: PathBuf,
-    enabled: bool,
+    enabled: AtomicBool,
     /// The engine that there would be, if there never was one.
     engine: Option<EngineFacts>,
     memory: Mutex<Memory>,
@@ -101,7 +102,7 @@ impl Asleep {
     #[must_use]
     pub fn load(folder: &Path, enabled: bool, engine: Option<EngineFacts>) -> Self {
         let (folder, memory) = (folder.to_owned(), Mutex::new(Memory::default()));
-        let shared = Shared { folder, enabled, engine, memory };
+        let shared = Shared { folder, enabled: AtomicBool::new(enabled), engine, memory };
         let mut memory = Memory::default();
         let sealed = read(&shared.sealed_path()).ok().and_then(|bytes| Answers::from_bytes(&bytes));
         if let Some(sealed) = sealed {
@@ -113,9 +114,18 @@ impl Asleep {
         Self { shared: Arc::new(Shared { memory: Mutex::new(memory), ..shared }) }
     }
 
+    /// May anything be answered from now on?
+    pub(crate) fn enable(&self, may: bool) {
+        self.shared.enabled.store(may, Ordering::Relaxed);
+    }
+
+    fn is_enabled(&self) -> bool {
+        self.shared.enabled.load(Ordering::Relaxed)
+    }
+
     /// Remembers that this was asked, so that it is asked before the next sleep.
     pub(crate) fn asked(&self, request: &RequestHead) {
-        if !self.shared.enabled || request.target.len() > TARGET_BYTES_MAX {
+        if !self.is_enabled() || request.target.len() > TARGET_BYTES_MAX {
             return;
         }
         let mut memory = self.memory();
@@ -134,7 +144,7 @@ impl Asleep {
     /// What the engine would answer, if it fell asleep in order with this generation.
     pub(crate) fn answer(&self, request: &RequestHead, generation: u64) -> Option<Bytes> {
         // HTTP/1.0 knows no chunks.
-        if !self.shared.enabled || !request.is_http_1_1 {
+        if !self.is_enabled() || !request.is_http_1_1 {
             return None;
         }
         if generation == 0 {
@@ -157,7 +167,7 @@ impl Asleep {
         F: Future<Output = io::Result<S>>,
         S: AsyncRead + AsyncWrite + Unpin,
     {
-        if !self.shared.enabled {
+        if !self.is_enabled() {
             return;
         }
         let begun = Instant::now();

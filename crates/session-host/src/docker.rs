@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use dormouse_agent_proto::Target;
+use dormouse_agent_proto::{BUSY_DIR, Target};
 use dormouse_api::link::HostSettings;
 use dormouse_api::{Phase, SessionState};
 use dormouse_docker_proxy::{Answer, Bind, Class, Engine, Given, Mount, Refusal, RequestHead, started_by};
@@ -49,7 +49,7 @@ impl Face {
         Self {
             asleep: Asleep::load(session_dir, settings.asleep_answers, settings.engine.clone()),
             events: Events::load(session_dir),
-            ports: Ports::load(session_dir, seed, doors),
+            ports: Ports::load(session_dir, seed, settings.publish_address, doors),
             folders: Folders::load(session_dir, settings),
         }
     }
@@ -142,8 +142,8 @@ impl Engine for SessionEngine {
     }
 
     fn mount(&self, bind: Bind<'_>) -> Mount {
-        let socket = socket(bind.source, &self.owner.info().borrow().docker_socket);
-        socket.unwrap_or_else(|| self.face.folders.mount(bind))
+        let there = of_the_vm(bind.source, &self.owner.info().borrow().docker_socket);
+        there.unwrap_or_else(|| self.face.folders.mount(bind))
     }
 
     async fn created(&self, container: &str, given: Vec<Given>) {
@@ -221,11 +221,13 @@ async fn discard(lease: &HeldLease, container: &str) {
     }
 }
 
-/// What becomes of a bind mount of the engine's own socket, which is in the VM as well. `None`: it is another path.
-fn socket(source: &str, docker_socket: &Path) -> Option<Mount> {
+/// What becomes of a bind mount of the engine's own socket, which is in the VM as well, and so is the folder for marks.
+/// `None`: it is another path.
+fn of_the_vm(source: &str, docker_socket: &Path) -> Option<Mount> {
     // Components, so that neither `//` nor `/./` makes another path.
     let source: PathBuf = Path::new(source).components().collect();
-    if source == Path::new("/var/run/docker.sock") || source == Path::new("/run/docker.sock") {
+    let of_the_vm = ["/var/run/docker.sock", "/run/docker.sock", BUSY_DIR];
+    if of_the_vm.iter().any(|there| source == Path::new(there)) {
         Some(Mount::AsIs)
     } else if source == docker_socket {
         Some(Mount::From("/var/run/docker.sock".to_owned()))
@@ -264,11 +266,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_engines_socket_is_in_the_vm_and_nothing_else_is_taken_for_it() {
+    fn of_all_paths_only_the_engines_socket_and_the_folder_for_marks_are_in_the_vm() {
         let ours = Path::new("/run/user/1000/dormouse/ab12/docker.sock");
         for (source, is_there) in [
             ("/var/run/docker.sock", Some(Mount::AsIs)),
             ("/run//docker.sock", Some(Mount::AsIs)),
+            ("/run/dormouse/busy", Some(Mount::AsIs)),
             (
                 "/run/user/1000/dormouse/ab12/docker.sock",
                 Some(Mount::From("/var/run/docker.sock".to_owned())),
@@ -279,7 +282,7 @@ mod tests {
             ("/", None),
             ("/etc/passwd", None),
         ] {
-            assert_eq!(socket(source, ours), is_there, "{source}");
+            assert_eq!(of_the_vm(source, ours), is_there, "{source}");
         }
     }
 }

@@ -25,7 +25,7 @@ use hyper_util::rt::TokioIo;
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -34,8 +34,9 @@ use tokio_util::task::TaskTracker;
 use crate::docker::{Face, SessionEngine};
 use crate::hooks::Runner;
 use crate::link::{Link, Listeners, Order};
-use crate::machine::{Machines, Places, Qemus, REPORT_WITHIN};
+use crate::machine::{Machines, Qemus, REPORT_WITHIN, Traits};
 use crate::owner::{Facts, Owner, Started};
+use crate::ports::Ports;
 use crate::state::StateError;
 use crate::{clock, control, view};
 
@@ -54,6 +55,9 @@ const HOOKS_WITHIN: Duration = Duration::from_secs(20);
 
 /// How long a host that has to go stays for clients that are being told of it.
 const LAST_WORD_WITHIN: Duration = Duration::from_secs(1);
+
+/// How often it is counted who is there.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// Connections at a time.
 const CONNECTIONS_MAX: usize = 1024;
@@ -151,14 +155,15 @@ pub async fn serve(start: Start) -> Result<(), HostError> {
     let factory = link.clone();
     let sums = TaskTracker::new();
     let summing = sums.clone();
-    let places = Places {
+    let traits = Traits {
         runtime_dir,
         store: settings.storage.clone(),
         disk_bytes: settings.storage_bytes,
         hostname: settings.hostname.clone(),
+        registries: settings.registries.clone(),
     };
     let Started { owner, jobs, task } = Owner::start(facts.clone(), config, |inbox| {
-        let machines = Qemus::new(factory, places, inbox, face.clone(), summing);
+        let machines = Qemus::new(factory, traits, inbox, face.clone(), summing);
         let console = machines.console();
         tokio::spawn(forward_console(console, console_sender));
         machines
@@ -172,12 +177,11 @@ pub async fn serve(start: Start) -> Result<(), HostError> {
     tokio::spawn(Runner::new(&facts, served.clone()).run(jobs));
     tokio::spawn(keep_info(served.owner.info(), session_dir));
 
-    let (accepting, accepts) = watch::channel(true);
-    let clients = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-    let doors = Doors { accepts, clients: Arc::clone(&clients), served: served.clone(), uid: settings.owner };
+    let clients = Clients::default();
+    let doors = Doors { clients: clients.clone(), served: served.clone(), uid: settings.owner };
     tokio::spawn(doors.clone().accept(docker, Door::Docker));
     tokio::spawn(doors.accept(control, Door::Control));
-    Host { served, link, inbox, accepting, clients, task, sums, linger }.run().await
+    Host { served, link, inbox, clients, task, sums, linger }.run().await
 }
 
 fn listener(descriptor: OwnedFd) -> io::Result<UnixListener> {
@@ -236,27 +240,59 @@ pub(crate) enum Door {
 
 #[derive(Debug, Clone)]
 struct Doors {
-    accepts: watch::Receiver<bool>,
-    /// A permit for each connection.
-    clients: Arc<Semaphore>,
+    clients: Clients,
     served: Served,
     uid: u32,
 }
 
+/// Who is connected. Clones are the same.
+#[derive(Debug, Clone)]
+struct Clients {
+    permits: Arc<Semaphore>,
+    /// One of them has gone.
+    left: Arc<Notify>,
+}
+
+impl Default for Clients {
+    fn default() -> Self {
+        Self { permits: Arc::new(Semaphore::new(CONNECTIONS_MAX)), left: Arc::default() }
+    }
+}
+
+impl Clients {
+    fn enter(&self) -> Option<Client> {
+        let permit = Arc::clone(&self.permits).try_acquire_owned().ok()?;
+        Some(Client { permit: Some(permit), left: Arc::clone(&self.left) })
+    }
+
+    fn is_nobody(&self) -> bool {
+        self.permits.available_permits() == CONNECTIONS_MAX
+    }
+}
+
+/// One connection.
+#[derive(Debug)]
+struct Client {
+    permit: Option<OwnedSemaphorePermit>,
+    left: Arc<Notify>,
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        self.permit = None;
+        self.left.notify_one();
+    }
+}
+
 impl Doors {
-    async fn accept(mut self, listener: UnixListener, door: Door) {
-        loop {
-            if self.accepts.wait_for(|accepts| *accepts).await.is_err() {
-                return;
-            }
-            let accepted = tokio::select! {
-                accepted = listener.accept() => accepted,
-                _ = self.accepts.wait_for(|accepts| !accepts) => continue,
-            };
+    async fn accept(self, listener: UnixListener, door: Door) {
+        let entrance = self.served.face.ports.entrance();
+        while let Some(mut pass) = entrance.pass().await {
+            let Some(accepted) = pass.unless_closed(listener.accept()).await else { continue };
             match accepted {
-                Ok((stream, _)) => match Arc::clone(&self.clients).try_acquire_owned() {
-                    Ok(permit) => self.open(stream, door, permit),
-                    Err(_) => {
+                Ok((stream, _)) => match self.clients.enter() {
+                    Some(client) => self.open(stream, door, client),
+                    None => {
                         tracing::warn!(limit = CONNECTIONS_MAX, "too many connections");
                         // Nobody is waited for: an answer fits into the empty buffer of a new socket.
                         let message = format!("more than {CONNECTIONS_MAX} connections at once");
@@ -266,13 +302,14 @@ impl Doors {
                 },
                 Err(error) => {
                     tracing::warn!(%error, "can't accept");
+                    drop(pass);
                     sleep(Duration::from_millis(100)).await;
                 }
             }
         }
     }
 
-    fn open(&self, stream: UnixStream, door: Door, permit: OwnedSemaphorePermit) {
+    fn open(&self, stream: UnixStream, door: Door, client: Client) {
         // The session's folder is its owner's alone; this holds even if somebody opened it up.
         let Ok(credentials) = stream.peer_cred() else { return };
         if credentials.uid() != self.uid && credentials.uid() != 0 {
@@ -283,7 +320,7 @@ impl Doors {
         served.client = name(credentials.pid()).into();
         tokio::spawn(async move {
             served.serve(stream, door).await;
-            drop(permit);
+            drop(client);
         });
     }
 }
@@ -301,8 +338,7 @@ struct Host {
     served: Served,
     link: Link,
     inbox: mpsc::Receiver<Order>,
-    accepting: watch::Sender<bool>,
-    clients: Arc<Semaphore>,
+    clients: Clients,
     /// The owner's task.
     task: JoinHandle<()>,
     /// Checksums being made.
@@ -321,7 +357,9 @@ impl Host {
                 _ = &mut self.task => return Err(HostError::Owner),
                 _ = terminated.recv() => Order::Shutdown,
                 _ = interrupted.recv() => Order::Shutdown,
-                () = unneeded(self.served.owner.info(), &self.clients, self.linger) => Order::Go,
+                () = unneeded(self.served.owner.info(), &self.clients, &self.served.face.ports, self.linger) => {
+                    Order::Go
+                }
             };
             // Nobody needs this host: whether it may go is for the service to say.
             let order = if order == Order::Go { self.leave().await } else { order };
@@ -343,7 +381,13 @@ impl Host {
 
     /// Asks to go. What comes instead of an answer counts; silence means stay.
     async fn leave(&mut self) -> Order {
-        self.accepting.send_replace(false);
+        let entrance = self.served.face.ports.entrance().clone();
+        entrance.close().await;
+        // Somebody may have come in before it was closed.
+        if !self.is_unneeded() {
+            entrance.open();
+            return Order::Stay;
+        }
         let doors = self.served.face.ports.duplicates();
         let told = match doors.len() {
             0..=DOORS_MAX => {
@@ -360,13 +404,17 @@ impl Host {
             Order::Stay
         };
         if order != Order::Go {
-            self.accepting.send_replace(true);
+            entrance.open();
         }
         order
     }
 
+    fn is_unneeded(&self) -> bool {
+        is_idle(&self.served.owner.info().borrow(), &self.clients, &self.served.face.ports)
+    }
+
     async fn shut_down(&self) {
-        self.accepting.send_replace(false);
+        self.served.face.ports.entrance().close().await;
         self.served.owner.tell(Event::HostLeaving);
         let mut info = self.served.owner.info();
         let asleep = info.wait_for(|info| info.vm.phase == Phase::Absent);
@@ -382,24 +430,36 @@ impl Host {
         }
         // Whoever waits for the end hears of it before this process is gone.
         let everybody = u32::try_from(CONNECTIONS_MAX).unwrap_or(u32::MAX);
-        let _ = timeout(LAST_WORD_WITHIN, self.clients.acquire_many(everybody)).await;
+        let _ = timeout(LAST_WORD_WITHIN, self.clients.permits.acquire_many(everybody)).await;
     }
 }
 
 /// Ends when for a while nobody was connected and there was no VM.
-async fn unneeded(mut info: watch::Receiver<SessionInfo>, clients: &Semaphore, linger: Duration) {
+async fn unneeded(
+    mut info: watch::Receiver<SessionInfo>,
+    clients: &Clients,
+    ports: &Ports,
+    linger: Duration,
+) {
     let mut quiet_since = clock::now();
     loop {
-        let idle = info.borrow_and_update().vm.phase == Phase::Absent
-            && clients.available_permits() == CONNECTIONS_MAX;
-        if !idle {
+        let is_idle = is_idle(&info.borrow_and_update(), clients, ports);
+        if !is_idle {
             quiet_since = clock::now();
         }
         let left = linger.saturating_sub(clock::now().since(quiet_since));
-        if left.is_zero() {
+        if is_idle && left.is_zero() {
             return;
         }
-        // Connections come and go without a word to here, so they are counted now and then.
-        let _ = timeout(left.min(Duration::from_secs(1)), info.changed()).await;
+        // What is forwarded comes and goes without a word to here, so it is counted now and then.
+        let wait = if is_idle { left.min(LOOK_EVERY) } else { LOOK_EVERY };
+        tokio::select! {
+            _ = timeout(wait, info.changed()) => {}
+            () = clients.left.notified() => {}
+        }
     }
+}
+
+fn is_idle(info: &SessionInfo, clients: &Clients, ports: &Ports) -> bool {
+    info.vm.phase == Phase::Absent && clients.is_nobody() && ports.is_quiet()
 }

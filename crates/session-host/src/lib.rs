@@ -12,6 +12,7 @@ pub mod asleep;
 mod clock;
 mod control;
 mod docker;
+mod entrance;
 pub mod events;
 mod fault;
 mod fetch;

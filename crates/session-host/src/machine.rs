@@ -16,6 +16,8 @@ mod census;
 mod engine_events;
 mod guest;
 mod pump;
+mod quiet;
+mod registries;
 mod sleep;
 
 use std::future::Future;
@@ -23,6 +25,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use dormouse_api::Registries;
 use dormouse_lifecycle::{Ask, Event, Generation, SleepHow, StartFrom};
 use dormouse_vm::{Console, Vm};
 use tokio::sync::watch;
@@ -92,6 +95,8 @@ struct Shared<F> {
     disk_bytes: u64,
     /// The guest's host name.
     hostname: String,
+    /// What its engine is told of registries.
+    registries: Registries,
     inbox: Inbox,
     face: Face,
     console: watch::Sender<Option<Arc<Console>>>,
@@ -143,9 +148,9 @@ pub(crate) enum Purpose {
     Suspend,
 }
 
-/// Where a session's VM keeps what it has.
+/// What the VMs of a session have in common.
 #[derive(Debug)]
-pub(crate) struct Places {
+pub(crate) struct Traits {
     /// Sockets and the VM's record.
     pub(crate) runtime_dir: PathBuf,
     /// Disk, memory, snapshot.
@@ -154,14 +159,27 @@ pub(crate) struct Places {
     pub(crate) disk_bytes: u64,
     /// The guest's host name.
     pub(crate) hostname: String,
+    /// What its engine is told of registries.
+    pub(crate) registries: Registries,
 }
 
 impl<F: Factory> Qemus<F> {
     /// VMs of this session. `sums` are the checksums of snapshots that are being made.
-    pub(crate) fn new(factory: F, places: Places, inbox: Inbox, face: Face, sums: TaskTracker) -> Self {
-        let Places { runtime_dir, store, disk_bytes, hostname } = places;
+    pub(crate) fn new(factory: F, traits: Traits, inbox: Inbox, face: Face, sums: TaskTracker) -> Self {
+        let Traits { runtime_dir, store, disk_bytes, hostname, registries } = traits;
         let console = watch::channel(None).0;
-        let shared = Shared { factory, runtime_dir, store, disk_bytes, hostname, inbox, face, console, sums };
+        let shared = Shared {
+            factory,
+            runtime_dir,
+            store,
+            disk_bytes,
+            hostname,
+            registries,
+            inbox,
+            face,
+            console,
+            sums,
+        };
         Self { shared: Arc::new(shared), present: None }
     }
 

@@ -20,7 +20,7 @@ mod wakes;
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -39,11 +39,9 @@ use self::free::FreePorts;
 use self::left::Left;
 use self::published::{Behind, Container, Door, Protocol};
 use self::wakes::Wakes;
+use crate::entrance::Entrance;
 use crate::fetch;
 use crate::owner::Owner;
-
-/// Where a port is published whose client named no address: this host only.
-const ADDRESS: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
 /// Connections, and sources of datagrams, that are forwarded at a time.
 const FORWARDS_MAX: usize = 1024;
@@ -68,10 +66,13 @@ pub struct Ports {
 
 #[derive(Debug)]
 struct Shared {
+    /// Where a port is published whose client named no address.
+    address: IpAddr,
     left: Left,
     table: Mutex<Table>,
     owner: watch::Sender<Option<Owner>>,
     forwards: Arc<Semaphore>,
+    entrance: Entrance,
     /// A start is over, however it ended.
     start_over: Notify,
     /// One comparison at a time: an older list must not overrule a newer one.
@@ -136,7 +137,7 @@ impl Drop for Starting {
 
 impl Ports {
     /// Who gives leases. Doors that an earlier host left are open a moment before there is one.
-    async fn owner(&self) -> Result<Owner, String> {
+    pub(crate) async fn owner(&self) -> Result<Owner, String> {
         let mut owner = self.shared.owner.subscribe();
         let owner = timeout(OWNER_WITHIN, owner.wait_for(Option::is_some)).await;
         let owner = owner.ok().and_then(|owner| owner.ok()?.clone());
@@ -144,9 +145,9 @@ impl Ports {
     }
 
     /// The doors that an earlier host left open, with the sockets of those that somebody kept. `seed` decides where the
-    /// numbers begin that are given to who names none.
+    /// numbers begin that are given to who names none; who names no address gets `address`.
     #[must_use]
-    pub fn load(folder: &Path, seed: u64, sockets: Vec<OwnedFd>) -> Self {
+    pub fn load(folder: &Path, seed: u64, address: IpAddr, sockets: Vec<OwnedFd>) -> Self {
         let table = Table {
             doors: BTreeMap::new(),
             starting: BTreeMap::new(),
@@ -154,10 +155,12 @@ impl Ports {
             free: FreePorts::new(seed),
         };
         let shared = Shared {
+            address,
             left: Left::new(folder),
             table: Mutex::new(table),
             owner: watch::channel(None).0,
             forwards: Arc::new(Semaphore::new(FORWARDS_MAX)),
+            entrance: Entrance::default(),
             start_over: Notify::new(),
             comparing: tokio::sync::Mutex::new(()),
         };
@@ -186,6 +189,16 @@ impl Ports {
     /// Who gives leases to whoever knocks.
     pub(crate) fn set_owner(&self, owner: Owner) {
         self.shared.owner.send_replace(Some(owner));
+    }
+
+    /// Where those come in who knock.
+    pub(crate) fn entrance(&self) -> &Entrance {
+        &self.shared.entrance
+    }
+
+    /// Is nothing forwarded?
+    pub(crate) fn is_quiet(&self) -> bool {
+        self.shared.forwards.available_permits() == FORWARDS_MAX
     }
 
     /// Duplicates of all doors' sockets, for whoever listens while there is no host.
@@ -218,7 +231,7 @@ impl Ports {
         };
         let mut table = self.table();
         let before: Vec<Door> = table.doors.keys().copied().collect();
-        for (door, behind) in container.doors(ADDRESS) {
+        for (door, behind) in container.doors(self.shared.address) {
             // A door of another container is for the engine to refuse, in its own words.
             if table.doors.contains_key(&door) {
                 continue;
@@ -262,7 +275,8 @@ impl Ports {
     }
 
     fn settle(&self, containers: &[Container]) {
-        let wanted: BTreeMap<_, _> = containers.iter().flat_map(|one| one.doors(ADDRESS)).collect();
+        let wanted: BTreeMap<_, _> =
+            containers.iter().flat_map(|one| one.doors(self.shared.address)).collect();
         let mut table = self.table();
         let Table { doors, starting, .. } = &mut *table;
         doors.retain(|door, open| {

@@ -178,6 +178,7 @@ pub(crate) fn holds(session: &Session) -> Vec<HoldInfo> {
             core::HoldKind::RootProcess => HoldKind::RootProcess,
             core::HoldKind::Exec => HoldKind::Exec,
             core::HoldKind::Container => HoldKind::Container,
+            core::HoldKind::Activity => HoldKind::Activity,
             core::HoldKind::Pin => HoldKind::Pin,
             core::HoldKind::Events | core::HoldKind::Connection => HoldKind::Connection,
         },

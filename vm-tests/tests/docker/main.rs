@@ -1,6 +1,5 @@
 //! What a docker client sees of a session: the real docker client and compose, a real engine, asleep and awake.
 
-mod http;
 mod ports;
 
 use std::process::{Command, Stdio};
@@ -8,16 +7,15 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use dormouse_api::{CreateSession, IdleTimeout, Phase, RunningContainers, SessionInfo};
+use dormouse_vm_tests::client::{Client, Response};
 use dormouse_vm_tests::figure;
-use dormouse_vm_tests::stage::{Stage, fall_asleep, host_of, inspect};
+use dormouse_vm_tests::polling::{connect_often, poll};
+use dormouse_vm_tests::stage::{Stage, fall_asleep, host_of, inspect, program};
 use rustix::process::{Signal, kill_process};
 use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdout};
 
-use self::http::{Client, Response};
-
-/// Reads of an IDE that polls: so many a second, for so long.
-const READS_A_SECOND: u32 = 10;
+/// How long an IDE polls.
 const POLLING: Duration = Duration::from_secs(30);
 
 const COMPOSE: &str = "
@@ -55,7 +53,7 @@ async fn docker_clients_can_not_tell_a_session_from_an_engine_but_that_it_sleeps
     let info = inspect(&session).await?;
     ensure!(info.vm.start_count == asleep.vm.start_count + 1, "{:?}", info.vm);
     events.heard("after").await?;
-    Ok(())
+    another_engines_images_and_volumes_are_taken_over(&stage, &session).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -67,6 +65,40 @@ async fn a_knock_at_a_published_port_wakes_a_session_that_nobody_hosts() -> Resu
     let session = stage.make(&wish).await?;
     stage.load_busybox(&session).await?;
     ports::a_knock_wakes_whoever_is_behind_the_door(&stage, &session).await
+}
+
+/// Needs no VM.
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_comes_while_a_host_leaves_is_served_by_it_or_the_next() -> Result<()> {
+    tokio::task::block_in_place(|| connect_often(300))
+}
+
+async fn another_engines_images_and_volumes_are_taken_over(stage: &Stage, from: &SessionInfo) -> Result<()> {
+    let write = "echo words > /k/file; chown 7:8 /k/file";
+    stage.succeed(from, &["run", "--rm", "-v", "kept:/k", "busybox", "sh", "-c", write]).await?;
+    let to = stage.make(&CreateSession::named("second".parse()?)).await?;
+    let import = || async {
+        let mut dorm = Command::new(program("dorm"));
+        dorm.args(["--session", "second", "import-docker", "--from"]).arg(&from.docker_socket);
+        dorm.env("DORM_HOME", stage.home()).stdin(Stdio::null());
+        let output = stage.finish(&to, dorm).await?;
+        let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+        ensure!(output.status.success(), "{errors}\n{}", stage.logs(&to));
+        Ok(String::from_utf8(output.stdout)?)
+    };
+    let said = import().await?;
+    ensure!(said.contains("Loaded image: busybox:latest\n") && said.contains("volume kept\n"), "{said}");
+    let read = "cat /k/file && stat -c %u:%g /k/file";
+    let found = stage.succeed(&to, &["run", "--rm", "-v", "kept:/k", "busybox", "sh", "-c", read]).await?;
+    ensure!(found == "words\n7:8\n", "{found}");
+    for engine in [from, &to] {
+        let holders = stage.succeed(engine, &["ps", "--all", "--quiet", "--filter", "volume=kept"]).await?;
+        ensure!(holders.is_empty(), "a container is left: {holders}");
+    }
+    let said = import().await?;
+    let there = ["image busybox:latest: there already\n", "volume kept: there already\n"];
+    ensure!(there.iter().all(|line| said.contains(line)), "{said}");
+    Ok(())
 }
 
 async fn host_paths_are_refused_and_the_engines_socket_is_there(
@@ -191,7 +223,7 @@ async fn reads_wake_nothing(stage: &Stage, session: &SessionInfo) -> Result<Sess
     }
     let listed = stage.succeed(session, &["ps", "--all", "--format", "{{.Names}} {{.Status}}"]).await?;
     ensure!(listed.contains("one Exited (0) ") && listed.contains(" ago"), "{listed}");
-    polling(session, "/v1.45/containers/json?all=1")?;
+    poll(&session.docker_socket, "/v1.45/containers/json?all=1", POLLING)?;
     kill_process(host_of(session)?, Signal::KILL)?;
     let begun = Instant::now();
     let first = Client::connect(&session.docker_socket)?.ask("GET", "/v1.45/containers/json?all=1")?;
@@ -236,28 +268,6 @@ fn find_kept(stage: &Stage) -> std::io::Result<Vec<u8>> {
         }
     }
     Err(std::io::ErrorKind::NotFound.into())
-}
-
-/// An IDE's polling, each read over a connection of its own.
-fn polling(session: &SessionInfo, target: &str) -> Result<()> {
-    let (begun, mut took) = (Instant::now(), Vec::new());
-    for number in 0.. {
-        let due = begun + number * Duration::from_secs(1) / READS_A_SECOND;
-        if due >= begun + POLLING {
-            break;
-        }
-        std::thread::park_timeout(due.saturating_duration_since(Instant::now()));
-        let asked = Instant::now();
-        let response = Client::connect(&session.docker_socket)?.ask("GET", target)?;
-        took.push(asked.elapsed());
-        ensure!(response.is_asleep(), "{response:?}");
-    }
-    took.sort();
-    let (median, p99) = (took[took.len() / 2], took[took.len() * 99 / 100]);
-    println!("figure: median of a read while asleep = {} us", median.as_micros());
-    println!("figure: p99 of a read while asleep = {} us", p99.as_micros());
-    ensure!(took.len() > 200, "{} reads", took.len());
-    Ok(())
 }
 
 /// `docker events`, open all the time.

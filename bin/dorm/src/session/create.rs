@@ -1,11 +1,13 @@
 //! `dorm session create`.
 
 use std::io::Read;
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 use dormouse_api::{
-    CreateSession, IdleAction, IdleTimeout, ImageChoice, RunningContainers, SessionInfo, SessionName,
+    CreateSession, IdleAction, IdleTimeout, ImageChoice, Registries, RunningContainers, SessionInfo,
+    SessionName, check_insecure, check_mirror,
 };
 use dormouse_client::{UserSettings, first_line};
 use tokio::io::{AsyncReadExt, BufReader};
@@ -14,7 +16,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::context::Context;
 use crate::error::{Done, Failure, SUCCESS};
 use crate::output::print;
-use crate::session::settings::OnCrash;
+use crate::session::settings::{OnCrash, OnOff};
 use crate::value::size;
 
 #[derive(Args)]
@@ -51,7 +53,7 @@ pub(crate) struct Create {
     /// How the VM is put to sleep then; suspended where that works when absent.
     #[arg(long, value_enum)]
     idle_action: Option<Action>,
-    /// Whether running containers keep the VM awake, or are suspended with it.
+    /// Whether running containers keep the VM awake, or are suspended with it while they are quiet.
     #[arg(long, value_enum, default_value = "hold")]
     running: Running,
     /// Which guest image it boots.
@@ -60,6 +62,26 @@ pub(crate) struct Create {
     /// Longest start of a VM, in seconds.
     #[arg(long, value_name = "SECONDS")]
     boot_timeout: Option<u64>,
+    /// Whether reads of its engine are answered while its VM sleeps, without waking it.
+    #[arg(long, value_enum)]
+    asleep_answers: Option<OnOff>,
+    /// Where ports are published that name no address; 127.0.0.1 when absent.
+    #[arg(long, value_name = "IP")]
+    publish_address: Option<IpAddr>,
+    /// A registry that its engine asks before Docker Hub, by its URL. May be repeated.
+    #[arg(long = "registry-mirror", value_name = "URL", value_parser = mirror)]
+    registry_mirrors: Vec<String>,
+    /// A registry that its engine speaks to without TLS, e.g. registry.lan:5000. May be repeated.
+    #[arg(long = "insecure-registry", value_name = "HOST", value_parser = insecure)]
+    insecure_registries: Vec<String>,
+}
+
+fn mirror(text: &str) -> Result<String, String> {
+    check_mirror(text).map(|()| text.to_owned())
+}
+
+fn insecure(text: &str) -> Result<String, String> {
+    check_insecure(text).map(|()| text.to_owned())
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -84,6 +106,11 @@ enum Running {
     Hold,
     /// They are suspended with it.
     Suspend,
+}
+
+/// What is named on the line, else what is set.
+fn or(named: Vec<String>, set: Vec<String>) -> Vec<String> {
+    if named.is_empty() { set } else { named }
 }
 
 impl Create {
@@ -114,7 +141,13 @@ impl Create {
                 Image::Pinned => ImageChoice::Pinned,
             },
             boot_timeout_seconds: self.boot_timeout.or(wish.boot_timeout_seconds),
-            ..wish
+            asleep_answers: self.asleep_answers.map(bool::from).or(wish.asleep_answers),
+            publish_address: self.publish_address.or(wish.publish_address),
+            registries: Registries {
+                mirrors: or(self.registry_mirrors, wish.registries.mirrors),
+                insecure: or(self.insecure_registries, wish.registries.insecure),
+            },
+            name: wish.name,
         }
     }
 

@@ -15,11 +15,29 @@ pub(crate) struct Set {
     /// Which one.
     name: Option<SessionName>,
     /// Seconds from the last use to the sleep, or "never". Counts from the last use, also one that was before.
-    #[arg(long, value_name = "SECONDS", required_unless_present = "crash")]
+    #[arg(long, value_name = "SECONDS", required_unless_present_any = ["crash", "asleep_answers"])]
     idle_timeout: Option<IdleTimeout>,
     /// What follows a crash of the VM.
     #[arg(long, value_enum)]
     crash: Option<OnCrash>,
+    /// Whether reads of its engine are answered while its VM sleeps, without waking it.
+    #[arg(long, value_enum)]
+    asleep_answers: Option<OnOff>,
+}
+
+/// A switch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum OnOff {
+    /// Yes.
+    On,
+    /// No.
+    Off,
+}
+
+impl From<OnOff> for bool {
+    fn from(switch: OnOff) -> Self {
+        switch == OnOff::On
+    }
 }
 
 /// What follows a crash of the VM.
@@ -56,8 +74,11 @@ pub(crate) struct PinArguments {
 impl Set {
     pub(crate) async fn run(self, context: &Context) -> Done {
         let name = context.pick(self.name);
-        let change =
-            ChangeSettings { idle_timeout: self.idle_timeout, crash: self.crash.map(CrashPolicy::from) };
+        let change = ChangeSettings {
+            idle_timeout: self.idle_timeout,
+            crash: self.crash.map(CrashPolicy::from),
+            asleep_answers: self.asleep_answers.map(bool::from),
+        };
         let info = context.service().await?.change(&name, &change).await?;
         print(info.name.as_str())
     }

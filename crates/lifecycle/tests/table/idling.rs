@@ -282,6 +282,35 @@ fn a_sleep_is_by_the_means_that_was_asked_for_and_no_container_is_stopped() {
 }
 
 #[test]
+fn what_goes_on_in_containers_holds_but_against_a_suspend_that_is_asked_for_by_name() {
+    let mut desk = Desk::running(Config { running: RunningContainers::Suspend, ..suspending() });
+    desk.act(Event::ContainersChanged { generation: g(1), census: RUNNING });
+    desk.ask_as(2, HoldKind::Activity, Policy::ExistingOnly);
+    desk.release(1);
+    assert_eq!(desk.session.next_deadline(), None);
+    let asked = |how| Event::SleepRequested { request: RequestId(7), how };
+    let busy = [Action::AnswerSleep { request: RequestId(7), outcome: SleepOutcome::Busy }];
+    assert_eq!(desk.act(asked(None)), busy);
+    assert_eq!(desk.act(asked(Some(SleepHow::Stop))), busy);
+    assert!(matches!(desk.act(asked(Some(SleepHow::Suspend)))[..], [Action::CountContainers { .. }]));
+    // It may come and go while the engine is asked; a client's hold is another matter.
+    desk.release(2);
+    desk.ask_as(3, HoldKind::Activity, Policy::ExistingOnly);
+    assert_eq!(desk.phase(), PhaseName::Counting);
+    assert_eq!(desk.ask(4), [granted(4, 1), busy[0].clone()]);
+    desk.release(4);
+    desk.act(asked(Some(SleepHow::Suspend)));
+    let hooks = desk.counted(2, RUNNING);
+    assert!(
+        hooks.iter().any(|action| matches!(
+            action,
+            Action::RunStoppingHooks { how: StopHow::Sleep(SleepHow::Suspend), .. }
+        )),
+        "{hooks:?}"
+    );
+}
+
+#[test]
 fn a_vm_paused_by_an_io_error_is_tried_again_and_serves_nobody_new() {
     let mut desk = Desk::running(Config::default());
     let paused = Event::VmPaused { generation: g(1), reason: "no space".into() };

@@ -183,6 +183,13 @@ async fn switched_off_nothing_is_asked_kept_or_answered() {
     asleep.seal(1);
     assert!(engine.asked.lock().unwrap().is_empty());
     assert_eq!(asks(&asleep, "GET /_ping", 1), None);
+
+    asleep.enable(true);
+    engine.captured_by(&asleep, 2).await;
+    asleep.seal(2);
+    assert!(asks(&asleep, "GET /_ping", 2).is_some());
+    asleep.enable(false);
+    assert_eq!(asks(&asleep, "GET /_ping", 2), None);
 }
 
 #[tokio::test]

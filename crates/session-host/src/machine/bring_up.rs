@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 use super::guest::{Guest, Tidings, random};
 use super::pump::{Pump, discard_memory, last_words};
 use super::sleep::Sleep;
-use super::{Factory, PROGRESS_WITHIN, Purpose, Shared, Up};
+use super::{Factory, PROGRESS_WITHIN, Purpose, Shared, Up, registries};
 use crate::fault::point;
 use crate::owner::{Message, Ready};
 
@@ -199,6 +199,7 @@ impl<F: Factory> BringUp<F> {
             let guest = Guest::greet(&found.vm, deadline, None).await?;
             let tidings =
                 guest.until_ready(deadline, |step| self.step(step), |words| self.warn(words)).await?;
+            self.introduce_registries(&guest).await;
             Ok((guest, tidings))
         };
         let risen = self.unless_cancelled(rising).await;
@@ -236,6 +237,10 @@ impl<F: Factory> BringUp<F> {
             point(faults, "resume.greeted").await;
             self.fit_disk(&found.vm, &guest).await?;
             let tidings = guest.until_ready(deadline, |_| {}, |words| self.warn(words)).await?;
+            // The engine of a VM that was suspended knows them.
+            if how == StartHow::Clone {
+                self.introduce_registries(&guest).await;
+            }
             Ok((guest, tidings))
         };
         let risen = self.unless_cancelled(waking).await;
@@ -296,6 +301,13 @@ impl<F: Factory> BringUp<F> {
         blocking(move || dormouse_vm::grow_data_disk(&disk, wanted)).await?;
         vm.resize_data_disk(wanted).await.map_err(|error| error.to_string())?;
         guest.agent.grow_disk(wanted).await.map_err(|error| error.to_string())
+    }
+
+    /// An engine that doesn't take them over works all the same, and its user is told.
+    async fn introduce_registries(&self, guest: &Guest) {
+        if let Err(why) = registries::introduce(&guest.agent, &self.shared.registries).await {
+            self.warn(format!("the engine could not be told of the session's registries: {why}"));
+        }
     }
 
     fn warn(&self, words: String) {

@@ -1,5 +1,6 @@
 //! What runs in a guest, as its engine counts it.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use dormouse_agent_proto::Target;
@@ -17,6 +18,9 @@ const ANSWER_BYTES_MAX: u64 = 64 * 1024 * 1024;
 
 /// How long the engine may take to say which execs run.
 const EXECS_WITHIN: Duration = Duration::from_secs(15);
+
+/// How long the engine may take to describe a container.
+const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 
 /// How long the engine may take to stop a container.
 const STOPPED_WITHIN: Duration = Duration::from_secs(15);
@@ -51,38 +55,114 @@ pub(crate) async fn first_census(agent: &Agent) -> Result<Census, String> {
     Ok(Census { execs, ..census })
 }
 
-/// Asks the engine for the processes started by `exec` that run: the container and the exec of each.
+/// Asks the engine for the processes started by `exec` that run, but for health checks: the container and the exec of each.
 async fn running_execs(agent: &Agent) -> Result<Vec<(String, String)>, String> {
-    #[derive(serde::Deserialize)]
-    #[serde(rename_all = "PascalCase")]
-    struct Listed {
-        id: String,
-    }
-    #[derive(serde::Deserialize)]
-    #[serde(rename_all = "PascalCase")]
-    struct Container {
-        #[serde(rename = "ExecIDs")]
-        exec_ids: Option<Vec<String>>,
-    }
     #[derive(serde::Deserialize)]
     #[serde(rename_all = "PascalCase")]
     struct Exec {
         running: bool,
+        #[serde(default)]
+        process_config: Process,
     }
-    let mut running = Vec::new();
+    #[derive(Default, serde::Deserialize)]
+    struct Process {
+        #[serde(default)]
+        entrypoint: String,
+        #[serde(default)]
+        arguments: Vec<String>,
+    }
+    let mut found = Vec::new();
     // What was there a moment ago and is gone has no execs.
-    for Listed { id } in ask::<Vec<Listed>>(agent, "/containers/json").await? {
-        let container = ask::<Container>(agent, &format!("/containers/{id}/json")).await;
-        for exec in container.ok().and_then(|container| container.exec_ids).unwrap_or_default() {
-            if ask::<Exec>(agent, &format!("/exec/{exec}/json")).await.is_ok_and(|exec| exec.running) {
-                running.push((id.clone(), exec));
+    for Listed { id, .. } in running(agent).await? {
+        let Ok(container) = ask::<Container>(agent, &format!("/containers/{id}/json")).await else {
+            continue;
+        };
+        let check = container.config.check();
+        for exec in container.exec_ids.unwrap_or_default() {
+            let Ok(Exec { running: true, process_config: Process { entrypoint, arguments } }) =
+                ask(agent, &format!("/exec/{exec}/json")).await
+            else {
+                continue;
+            };
+            if check.as_ref() != Some(&line([vec![entrypoint], arguments].concat())) {
+                found.push((id.clone(), exec));
             }
         }
     }
-    Ok(running)
+    Ok(found)
 }
 
-async fn ask<T: serde::de::DeserializeOwned>(agent: &Agent, path: &str) -> Result<T, String> {
+/// What of a container says which execs are its health check.
+#[derive(Debug, serde::Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Container {
+    #[serde(rename = "ExecIDs")]
+    exec_ids: Option<Vec<String>>,
+    #[serde(default)]
+    config: ContainerConfig,
+}
+
+#[derive(Debug, Default, serde::Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct ContainerConfig {
+    #[serde(default)]
+    healthcheck: Option<Check>,
+    #[serde(default)]
+    shell: Option<Vec<String>>,
+}
+
+#[derive(Debug, serde::Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Check {
+    #[serde(default)]
+    test: Option<Vec<String>>,
+}
+
+impl ContainerConfig {
+    /// The health check's program and arguments in one line, as the engine's events have it.
+    fn check(self) -> Option<String> {
+        let test = self.healthcheck?.test?;
+        let (kind, words) = test.split_first()?;
+        match kind.as_str() {
+            "CMD" => Some(line(words.to_vec())),
+            "CMD-SHELL" => {
+                let shell = self.shell.filter(|shell| !shell.is_empty());
+                let shell = shell.unwrap_or_else(|| ["/bin/sh", "-c"].map(str::to_owned).to_vec());
+                Some(line([shell, words.to_vec()].concat()))
+            }
+            _ => None,
+        }
+    }
+}
+
+fn line(words: Vec<String>) -> String {
+    words.join(" ")
+}
+
+/// Asks the engine for a container's health check, in one line; of one that is gone there is none.
+async fn health_check(agent: &Agent, container: &str) -> Option<String> {
+    let asked =
+        timeout(ANSWER_WITHIN, ask::<Container>(agent, &format!("/containers/{container}/json"))).await;
+    asked.ok()?.ok()?.config.check()
+}
+
+/// A container that runs.
+#[derive(Debug, serde::Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub(super) struct Listed {
+    pub(super) id: String,
+    #[serde(default)]
+    pub(super) names: Vec<String>,
+    #[serde(default)]
+    pub(super) labels: Option<BTreeMap<String, String>>,
+}
+
+/// Asks the engine for the containers that run.
+pub(super) async fn running(agent: &Agent) -> Result<Vec<Listed>, String> {
+    ask(agent, "/containers/json").await
+}
+
+pub(super) async fn ask<T: serde::de::DeserializeOwned>(agent: &Agent, path: &str) -> Result<T, String> {
     let answer = engine_answer(agent, path).await?;
     serde_json::from_slice(&answer).map_err(|error| format!("the engine's answer makes no sense: {error}"))
 }
@@ -117,6 +197,10 @@ pub(super) async fn follow_containers(agent: Agent, inbox: Inbox, generation: Ge
         // The first bytes are the answer's head: what is asked then makes up for what happened before the subscription.
         while let Ok(count @ 1..) = stream.read(&mut buffer).await {
             let events = reader.read(&buffer[..count]);
+            while let Some(container) = reader.unasked() {
+                let check = health_check(&agent, &container).await;
+                reader.learn(container, check);
+            }
             if !execs_are_known && let Ok(Ok(execs)) = timeout(EXECS_WITHIN, running_execs(&agent)).await {
                 execs_are_known = true;
                 reader.found(execs);
@@ -146,5 +230,32 @@ pub(crate) async fn stop_container(agent: &Agent, id: &str) -> Result<(), String
         Ok(Ok(_)) => Err("the engine refused".to_owned()),
         Ok(Err(error)) => Err(error.to_string()),
         Err(_) => Err("no answer in time".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_health_check_is_told_as_the_engines_events_have_it() {
+        for (config, expected) in [
+            (
+                r#"{"Healthcheck":{"Test":["CMD","curl","-f","http://localhost/"]}}"#,
+                Some("curl -f http://localhost/"),
+            ),
+            (r#"{"Healthcheck":{"Test":["CMD-SHELL","exit 0"]}}"#, Some("/bin/sh -c exit 0")),
+            (
+                r#"{"Healthcheck":{"Test":["CMD-SHELL","exit 0"]},"Shell":["bash","-c"]}"#,
+                Some("bash -c exit 0"),
+            ),
+            (r#"{"Healthcheck":{"Test":["NONE"]}}"#, None),
+            (r#"{"Healthcheck":{"Interval":1}}"#, None),
+            (r#"{"Healthcheck":null,"Shell":null}"#, None),
+            ("{}", None),
+        ] {
+            let config: ContainerConfig = serde_json::from_str(config).unwrap();
+            assert_eq!(config.check().as_deref(), expected);
+        }
     }
 }

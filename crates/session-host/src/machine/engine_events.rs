@@ -17,7 +17,17 @@ const CONTAINERS_MAX: usize = 4096;
 pub(super) struct EventReader {
     line: Vec<u8>,
     /// The running execs of each container.
-    execs: BTreeMap<String, BTreeSet<String>>,
+    execs: BTreeMap<String, BTreeSet<Exec>>,
+    /// The health check of each container that was asked about, if it has one. Its runs are execs that keep nothing awake.
+    checks: BTreeMap<String, Option<String>>,
+}
+
+/// A process started by `exec`.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Exec {
+    id: String,
+    /// Program and arguments in one line; not known of one that began before the stream.
+    command: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -61,26 +71,50 @@ impl EventReader {
 
     /// Takes execs that began before the stream did, by their containers.
     pub(super) fn found(&mut self, execs: Vec<(String, String)>) {
-        for (container, exec) in execs {
-            self.enter(container, exec);
+        for (container, id) in execs {
+            let is_known = |execs: &BTreeSet<Exec>| execs.iter().any(|exec| exec.id == id);
+            if !self.execs.get(&container).is_some_and(is_known) {
+                self.enter(container, Exec { id, command: None });
+            }
         }
     }
 
-    fn enter(&mut self, container: String, exec: String) {
+    fn enter(&mut self, container: String, exec: Exec) {
         if self.execs.len() < CONTAINERS_MAX || self.execs.contains_key(&container) {
             self.execs.entry(container).or_default().insert(exec);
         }
     }
 
-    /// Execs that were found or seen to start, and not seen to end.
+    /// A container with a running exec whose health check isn't known.
+    pub(super) fn unasked(&self) -> Option<String> {
+        self.execs.keys().find(|container| !self.checks.contains_key(*container)).cloned()
+    }
+
+    /// Takes in a container's health check, in one line. It never changes.
+    pub(super) fn learn(&mut self, container: String, check: Option<String>) {
+        if self.checks.len() >= CONTAINERS_MAX {
+            self.checks.retain(|container, _| self.execs.contains_key(container));
+        }
+        self.checks.insert(container, check);
+    }
+
+    /// Execs that were found or seen to start, and not seen to end, but for health checks.
     pub(super) fn running_execs(&self) -> u32 {
-        u32::try_from(self.execs.values().map(BTreeSet::len).sum::<usize>()).unwrap_or(u32::MAX)
+        let is_check = |container: &String, exec: &Exec| {
+            let check = self.checks.get(container).and_then(Option::as_ref);
+            check.is_some() && check == exec.command.as_ref()
+        };
+        let count = self
+            .execs
+            .iter()
+            .map(|(container, execs)| execs.iter().filter(|exec| !is_check(container, exec)).count());
+        u32::try_from(count.sum::<usize>()).unwrap_or(u32::MAX)
     }
 
     fn take(&mut self, told: Told) -> Option<EngineEvent> {
         let Told { r#type, action, actor: Actor { id, mut attributes } } = told;
         // `exec_start: sh -c ...`, with a colon and the command.
-        let action = action.split(':').next().unwrap_or_default();
+        let (action, command) = action.split_once(':').unwrap_or((&action, ""));
         match (r#type.as_str(), action) {
             ("container", "start") => {
                 Some(EngineEvent::Started { id, name: attributes.remove("name").unwrap_or_default() })
@@ -91,13 +125,13 @@ impl EventReader {
             }
             ("container", "exec_start") => {
                 if let Some(exec) = attributes.remove("execID") {
-                    self.enter(id, exec);
+                    self.enter(id, Exec { id: exec, command: Some(command.trim().to_owned()) });
                 }
                 None
             }
             ("container", "exec_die") => {
                 if let (Some(execs), Some(exec)) = (self.execs.get_mut(&id), attributes.get("execID")) {
-                    execs.remove(exec);
+                    execs.retain(|running| running.id != *exec);
                 }
                 None
             }
@@ -158,6 +192,25 @@ mod tests {
         assert_eq!(reader.running_execs(), 2);
         reader.read(line("container", "exec_die", "c2", r#""execID":"b""#).as_bytes());
         assert_eq!(reader.running_execs(), 1);
+    }
+
+    #[test]
+    fn a_health_check_is_no_exec_that_holds() {
+        let mut reader = EventReader::default();
+        let mut start = |command: &str, exec: &str| {
+            let action = format!("exec_start: {command}");
+            reader.read(line("container", &action, "c1", &format!(r#""execID":"{exec}""#)).as_bytes());
+            while let Some(container) = reader.unasked() {
+                reader.learn(container, Some("/bin/sh -c exit 0".to_owned()));
+            }
+            reader.running_execs()
+        };
+        assert_eq!(start("/bin/sh -c exit 0", "a"), 0);
+        assert_eq!(start("/bin/sh -c exit 1", "b"), 1);
+        assert_eq!(start("/bin/sh -c exit 0 ", "c"), 1);
+        // One that began before is told without its command, and was told apart by whoever asked.
+        reader.found(vec![("c1".to_owned(), "a".to_owned()), ("c1".to_owned(), "d".to_owned())]);
+        assert_eq!(reader.running_execs(), 2);
     }
 
     #[test]

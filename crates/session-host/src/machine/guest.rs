@@ -11,8 +11,8 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
-use super::PROGRESS_WITHIN;
 use super::census::follow_containers;
+use super::{PROGRESS_WITHIN, quiet};
 use crate::docker::Face;
 use crate::events::Events;
 use crate::owner::{Inbox, Message};
@@ -102,11 +102,12 @@ impl Guest {
         gone: impl Future<Output = ()>,
     ) {
         let Ears { inbox, face: Face { events, ports, folders, .. }, heard_before } = ears;
-        let publishing = tokio::spawn(ports.follow(self.agent.clone(), events.container_changes()));
+        let publishing = tokio::spawn(ports.clone().follow(self.agent.clone(), events.container_changes()));
         let sharing = tokio::spawn(folders.follow(self.agent.clone(), events.container_changes()));
         let changes = tokio::spawn(follow_containers(self.agent.clone(), inbox.clone(), generation));
         let hearing = tokio::spawn(hear_events(self.agent.clone(), events, generation, heard_before));
-        let _end_with_this = [changes, hearing, publishing, sharing].map(AbortOnDrop);
+        let quiet = tokio::spawn(quiet::watch(self.agent.clone(), ports));
+        let _end_with_this = [changes, hearing, publishing, sharing, quiet].map(AbortOnDrop);
         let reason = tokio::select! {
             reason = follow(tidings, &self.agent, generation, &inbox) => reason,
             () = self.quiet.cancelled() => return,

@@ -254,12 +254,15 @@ impl<M: Machines> Task<M> {
                 self.tell(Fact::ContainerStarting { generation, container }, Reply::Verdict(reply));
                 None
             }
-            Message::Change(ChangeSettings { idle_timeout, crash }) => {
+            Message::Change(ChangeSettings { idle_timeout, crash, asleep_answers }) => {
                 if let Some(timeout) = idle_timeout {
                     self.config.grace = view::grace(timeout);
                 }
                 if let Some(policy) = crash {
                     self.config.crash = view::crash(policy);
+                }
+                if let Some(may) = asleep_answers {
+                    self.facts.face.asleep.enable(may);
                 }
                 Some(Event::Configured(self.config))
             }

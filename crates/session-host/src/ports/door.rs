@@ -73,8 +73,10 @@ fn socket(address: SocketAddr, kind: SocketType) -> io::Result<OwnedFd> {
 /// Accepts until the door is closed.
 pub(super) async fn serve(listener: TcpListener, ports: Ports, door: Door, behind: watch::Receiver<Behind>) {
     loop {
-        match listener.accept().await {
-            Ok((client, source)) => {
+        let Some(mut pass) = ports.shared.entrance.pass().await else { return };
+        match pass.unless_closed(listener.accept()).await {
+            None => {}
+            Some(Ok((client, source))) => {
                 let Ok(permit) = Arc::clone(&ports.shared.forwards).try_acquire_owned() else {
                     tracing::warn!(%door, "too many connections to published ports");
                     continue;
@@ -87,8 +89,9 @@ pub(super) async fn serve(listener: TcpListener, ports: Ports, door: Door, behin
                     drop(permit);
                 });
             }
-            Err(error) => {
+            Some(Err(error)) => {
                 tracing::warn!(%door, %error, "can't accept");
+                drop(pass);
                 sleep(Duration::from_millis(100)).await;
             }
         }

@@ -4,6 +4,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 
 use super::*;
 
+const HERE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
+
 /// An engine with one container, `web`.
 #[derive(Debug, Clone)]
 pub(crate) struct Engine {
@@ -82,7 +84,7 @@ impl Engine {
 
 /// No doors, and no folder to leave any in.
 pub(crate) fn new() -> Ports {
-    Ports::load(Path::new("/nowhere"), 1, Vec::new())
+    Ports::load(Path::new("/nowhere"), 1, HERE, Vec::new())
 }
 
 fn is_open(ports: &Ports) -> bool {
@@ -178,6 +180,10 @@ async fn what_others_start_is_published_as_well_and_no_wider_than_asked() {
     wide.compared(&ports).await;
     assert!(is_bound("127.0.0.2", wide.port));
     closes(engine.port).await;
+    let elsewhere = "127.0.0.3".parse().unwrap();
+    let ports = Ports::load(Path::new("/nowhere"), 1, elsewhere, Vec::new());
+    engine.compared(&ports).await;
+    assert!(is_bound("127.0.0.3", engine.port) && !is_bound("127.0.0.1", engine.port));
 }
 
 #[tokio::test]
@@ -213,13 +219,13 @@ async fn a_container_that_is_not_there_is_the_engines_to_refuse() {
 #[tokio::test(start_paused = true)]
 async fn the_next_host_takes_over_the_sockets_and_hears_who_knocked_meanwhile() {
     let folder = tempfile::tempdir().unwrap();
-    let (ports, engine) = (Ports::load(folder.path(), 1, Vec::new()), Engine::tcp(free()).running());
+    let (ports, engine) = (Ports::load(folder.path(), 1, HERE, Vec::new()), Engine::tcp(free()).running());
     engine.compared(&ports).await;
     ports.vm_gone(Stays::Everybody);
     let kept = ports.duplicates();
     drop(ports);
     let mut knock = tokio::net::TcpStream::connect(("127.0.0.1", engine.port)).await.unwrap();
-    let next = Ports::load(folder.path(), 1, kept);
+    let next = Ports::load(folder.path(), 1, HERE, kept);
     assert!(is_open(&next) && is_bound("127.0.0.1", engine.port));
     // Nobody comes to give it a lease: so it is heard, and in the end turned away.
     let begun = Instant::now();
@@ -230,14 +236,14 @@ async fn the_next_host_takes_over_the_sockets_and_hears_who_knocked_meanwhile() 
 #[tokio::test]
 async fn sockets_that_nobody_kept_are_bound_again_and_what_is_not_wanted_is_closed() {
     let folder = tempfile::tempdir().unwrap();
-    let (ports, engine) = (Ports::load(folder.path(), 1, Vec::new()), Engine::tcp(free()).running());
+    let (ports, engine) = (Ports::load(folder.path(), 1, HERE, Vec::new()), Engine::tcp(free()).running());
     engine.compared(&ports).await;
     ports.vm_gone(Stays::Everybody);
     engine.clone().stopped().compared(&ports).await;
     closes(engine.port).await;
     let stranger = TcpListener::bind("127.0.0.1:0").unwrap();
     let number = stranger.local_addr().unwrap().port();
-    let next = Ports::load(folder.path(), 1, vec![stranger.into()]);
+    let next = Ports::load(folder.path(), 1, HERE, vec![stranger.into()]);
     assert!(is_bound("127.0.0.1", engine.port) && !is_bound("127.0.0.1", number));
     engine.clone().stopped().compared(&next).await;
     next.vm_gone(Stays::WhoeverRestarts);

@@ -28,11 +28,14 @@ pub(super) async fn serve(socket: UdpSocket, ports: Ports, door: Door, behind: w
     let mut sources: HashMap<SocketAddr, mpsc::Sender<Vec<u8>>> = HashMap::new();
     let mut payload = vec![0; DATAGRAM_BYTES_MAX];
     loop {
-        let (count, source) = match socket.recv_from(&mut payload).await {
-            Ok(received) => received,
+        let Some(mut pass) = ports.shared.entrance.pass().await else { return };
+        let (count, source) = match pass.unless_closed(socket.recv_from(&mut payload)).await {
+            Some(Ok(received)) => received,
+            None => continue,
             // Somebody refused an answer of ours; or the host is short of memory.
-            Err(error) => {
+            Some(Err(error)) => {
                 tracing::debug!(%door, %error, "can't receive");
+                drop(pass);
                 sleep(Duration::from_millis(10)).await;
                 continue;
             }

@@ -316,6 +316,8 @@ pub(crate) fn facts(folder: &std::path::Path) -> Facts {
         boot_timeout_seconds: 300,
         running: dormouse_api::RunningContainers::Hold,
         asleep_answers: true,
+        registries: dormouse_api::Registries::default(),
+        publish_address: std::net::Ipv4Addr::LOCALHOST.into(),
         engine: None,
         cpus: 1,
         memory_mib: 512,

@@ -14,20 +14,25 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(300);
 
 /// An answer, without its coding.
 #[derive(Debug, Clone)]
-pub(crate) struct Response {
-    pub(crate) status: u16,
-    pub(crate) head: String,
-    pub(crate) body: String,
+pub struct Response {
+    /// HTTP's.
+    pub status: u16,
+    /// The whole head.
+    pub head: String,
+    /// What is in it, without chunks.
+    pub body: String,
 }
 
 impl Response {
     /// Was it given without the engine?
-    pub(crate) fn is_asleep(&self) -> bool {
+    #[must_use]
+    pub fn is_asleep(&self) -> bool {
         self.head.contains("Dormouse-Answered: asleep\r\n")
     }
 
     /// The head's lines that don't depend on the moment, or on how the body was cut.
-    pub(crate) fn steady_lines(&self) -> Vec<&str> {
+    #[must_use]
+    pub fn steady_lines(&self) -> Vec<&str> {
         let varies = ["Date:", "Content-Length:", "Transfer-Encoding:", "Dormouse-Answered:"];
         self.head.lines().filter(|line| !varies.iter().any(|name| line.starts_with(name))).collect()
     }
@@ -35,19 +40,27 @@ impl Response {
 
 /// A keep-alive connection to a session's docker socket.
 #[derive(Debug)]
-pub(crate) struct Client {
+pub struct Client {
     stream: UnixStream,
     bytes: BytesMut,
 }
 
 impl Client {
-    pub(crate) fn connect(socket: &Path) -> Result<Self> {
+    /// Connects to a session's docker socket.
+    ///
+    /// # Errors
+    /// When nobody listens.
+    pub fn connect(socket: &Path) -> Result<Self> {
         let stream = UnixStream::connect(socket)?;
         stream.set_read_timeout(Some(ANSWER_WITHIN))?;
         Ok(Self { stream, bytes: BytesMut::new() })
     }
 
-    pub(crate) fn ask(&mut self, method: &str, target: &str) -> Result<Response> {
+    /// Asks something that has no body.
+    ///
+    /// # Errors
+    /// When no whole answer comes.
+    pub fn ask(&mut self, method: &str, target: &str) -> Result<Response> {
         write!(self.stream, "{method} {target} HTTP/1.1\r\nHost: docker\r\n\r\n")?;
         let mut scanner = HeadScanner::default();
         let head = loop {

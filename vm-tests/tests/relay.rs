@@ -1,0 +1,161 @@
+//! What the relay costs: the same requests through it and over a bare dial, one after the other: `scripts/test-long relay`.
+#![cfg(feature = "long")]
+
+use std::future::Future;
+use std::io::{self, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use dormouse_agent_proto::{EngineState, GuestEvent, Target};
+use dormouse_docker_proxy::{Answer, Bind, Class, Engine, Given, Lease, Mount, Refusal, RequestHead};
+use dormouse_mux::{Agent, Stream};
+use dormouse_vm_tests::client::Client;
+use dormouse_vm_tests::stage::STATE_WITHIN;
+use dormouse_vm_tests::{Home, project, raw};
+use tokio::net::UnixListener;
+
+/// What is copied, in MiB, and how often each way.
+const MIB: u64 = 128;
+const COPIES: usize = 5;
+
+/// Small requests each way.
+const PINGS: usize = 300;
+
+/// The relay's engine is the guest's, which is always up.
+#[derive(Debug, Clone)]
+struct Up(Agent);
+
+impl Engine for Up {
+    type Lease = Self;
+
+    async fn answer(&self, _request: &RequestHead, _class: Class) -> Result<Option<Answer>, Refusal> {
+        Ok(None)
+    }
+
+    async fn lease(&self, _request: &RequestHead, _class: Class) -> Result<Self, Refusal> {
+        Ok(self.clone())
+    }
+
+    fn mount(&self, _source: Bind<'_>) -> Mount {
+        Mount::AsIs
+    }
+
+    async fn created(&self, _: &str, _: Vec<Given>) {}
+
+    fn restore(&self, _: &[u8]) -> Option<Vec<u8>> {
+        None
+    }
+
+    fn free_port(&self) -> Option<u16> {
+        None
+    }
+
+    async fn started(&self) {}
+}
+
+impl Lease for Up {
+    type Stream = Stream;
+
+    async fn dial(&self) -> io::Result<Stream> {
+        self.0.dial(Target::Engine).await.map_err(io::Error::other)
+    }
+
+    fn ended(&self) -> impl Future<Output = String> + Send + 'static {
+        std::future::pending()
+    }
+
+    async fn weaken(self) -> Option<Self> {
+        Some(self)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_relay_costs_little() -> Result<()> {
+    let home = Home::new()?;
+    let machine = home.boot(1).await?;
+    let folder = tempfile::Builder::new().prefix("dorm").tempdir()?;
+    let (bare, relayed) = (folder.path().join("bare.sock"), folder.path().join("relayed.sock"));
+    let measured = async {
+        let mut watch = machine.agent.watch().await?;
+        while watch.next().await? != GuestEvent::Engine(EngineState::Ready) {}
+        tokio::spawn(raw::serve(UnixListener::bind(&bare)?, machine.agent.clone()));
+        let (listener, engine) = (UnixListener::bind(&relayed)?, Up(machine.agent.clone()));
+        tokio::spawn(async move {
+            while let Ok((client, _)) = listener.accept().await {
+                tokio::spawn(dormouse_docker_proxy::serve(client, engine.clone()));
+            }
+        });
+        tokio::task::block_in_place(|| measure(&bare, &relayed))
+    }
+    .await;
+    machine.end().await?;
+    measured
+}
+
+fn measure(bare: &Path, relayed: &Path) -> Result<()> {
+    let image = project().join("build/busybox.tar");
+    docker(bare, &["load", "--quiet", "--input", &image.display().to_string()])?;
+    let count = format!("count={MIB}");
+    docker(bare, &["run", "--name", "big", "busybox", "dd", "if=/dev/urandom", "of=/big", "bs=1M", &count])?;
+    docker(bare, &["commit", "big", "big"])?;
+    for (what, target) in
+        [("docker cp", "/containers/big/archive?path=/big"), ("docker save", "/images/big/get")]
+    {
+        let mut took = [Vec::new(), Vec::new()];
+        for _ in 0..COPIES {
+            for (socket, took) in [bare, relayed].into_iter().zip(&mut took) {
+                let begun = Instant::now();
+                let bytes = read(socket, target)?;
+                ensure!(bytes >= MIB << 20, "{what}: only {bytes} bytes came");
+                took.push(begun.elapsed());
+            }
+        }
+        let [bare, relayed] = took.map(median);
+        let ratio = 100.0 * bare.as_secs_f64() / relayed.as_secs_f64();
+        println!("figure: {what} of {MIB} MiB, bare = {} ms", bare.as_millis());
+        println!("figure: {what} of {MIB} MiB, relayed = {} ms", relayed.as_millis());
+        println!("figure: {what}, relayed against bare = {ratio:.1} %");
+    }
+    let mut took = [Vec::new(), Vec::new()];
+    for _ in 0..PINGS {
+        for (socket, took) in [bare, relayed].into_iter().zip(&mut took) {
+            let begun = Instant::now();
+            ensure!(Client::connect(socket)?.ask("GET", "/_ping")?.status == 200);
+            took.push(begun.elapsed());
+        }
+    }
+    let [bare, relayed] = took.map(median);
+    println!("figure: a small request, bare = {} us", bare.as_micros());
+    println!("figure: a small request, relayed = {} us", relayed.as_micros());
+    Ok(())
+}
+
+fn median(mut took: Vec<Duration>) -> Duration {
+    took.sort();
+    took[took.len() / 2]
+}
+
+fn docker(socket: &Path, arguments: &[&str]) -> Result<()> {
+    let mut command = Command::new(project().join("build/clients/docker"));
+    command.args(arguments).env("DOCKER_HOST", format!("unix://{}", socket.display()));
+    let output = command.stdin(Stdio::null()).output()?;
+    ensure!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(())
+}
+
+/// Reads an answer to its end, whatever is in it.
+fn read(socket: &Path, target: &str) -> Result<u64> {
+    let mut stream = UnixStream::connect(socket)?;
+    stream.set_read_timeout(Some(STATE_WITHIN))?;
+    write!(stream, "GET /v1.45{target} HTTP/1.1\r\nHost: docker\r\nConnection: close\r\n\r\n")?;
+    let (mut buffer, mut bytes) = (vec![0; 256 * 1024], 0);
+    loop {
+        match stream.read(&mut buffer).context("the answer broke off")? {
+            0 => return Ok(bytes),
+            count => bytes += count as u64,
+        }
+    }
+}

@@ -117,6 +117,7 @@ async fn a_sessions_life_goes_as_promised_whatever_happens_to_it() -> Result<()>
     a_sleep_that_is_asked_for_waits_its_time_or_comes_at_once(&play).await?;
     a_killed_clients_token_is_gone(&play).await?;
     a_detached_root_process_outlives_its_client(&play).await?;
+    a_host_that_panics_leaves_its_last_steps_and_its_vm(&play).await?;
     who_comes_while_hooks_are_told_is_served_by_the_next_vm(&play).await?;
     a_crash_while_hooks_are_told_is_a_sleep(&play).await?;
     hooks_that_fail_or_hang_hold_up_nothing_for_ever(&play).await?;
@@ -215,6 +216,31 @@ async fn a_detached_root_process_outlives_its_client(play: &Play) -> Result<()> 
     until(&play.session, |info| info.vm.phase != Phase::Running).await?;
     let held = begun.elapsed();
     ensure!(held >= Duration::from_secs(5), "it held the VM for {held:?}, its grace period is a second");
+    becomes(&play.session, "absent").await?;
+    Ok(())
+}
+
+async fn a_host_that_panics_leaves_its_last_steps_and_its_vm(play: &Play) -> Result<()> {
+    play.set_idle_timeout(IdleTimeout::Never).await?;
+    let before = play.use_it().await?;
+    until(&play.session, |info| info.holds.is_empty()).await?;
+    fs::write(runtime(&play.stage, &play.session).join("fault"), "owner.sleep")?;
+    let asked = play.control().post::<SleepAnswer>("/v1/session/sleep").await;
+    ensure!(!matches!(asked, Ok(SleepAnswer::Asleep { .. } | SleepAnswer::NoVm)), "{asked:?}");
+    let after = play.use_it().await?;
+    ensure!((after.vm.generation, after.vm.boots) == (before.vm.generation, before.vm.boots), "{after:?}");
+
+    let mut told = tokio::process::Command::new(program("dorm"));
+    told.args(["session", "trace", "--crash"]).env("DORM_HOME", play.stage.home());
+    let told = told.output().await?;
+    let left = play.folder().join("trace.json");
+    ensure!(told.status.success() && told.stdout.trim_ascii_end() == fs::read(&left)?, "{told:?}");
+    let replay = tokio::process::Command::new(program("xtask")).arg("replay").arg(&left).output().await?;
+    let steps = String::from_utf8_lossy(&replay.stdout);
+    ensure!(replay.status.success() && !steps.contains("CONTRADICTION"), "{replay:?}");
+    let last = format!("running (incarnation 1, generation {}, 0 leases, 0 wait)", before.vm.generation);
+    ensure!(steps.trim_end().ends_with(&last), "{steps}");
+    play.set_idle_timeout(IdleTimeout::Seconds(1)).await?;
     becomes(&play.session, "absent").await?;
     Ok(())
 }

@@ -13,6 +13,15 @@ const WAIT_MAX: Duration = Duration::from_secs(60);
 /// How often the file is looked for.
 const LOOK_EVERY: Duration = Duration::from_millis(5);
 
+/// Here a test may want this thread to panic.
+pub(crate) fn fall(runtime_dir: &Path, name: &str) {
+    let wanted = runtime_dir.join("fault");
+    if cfg!(debug_assertions) && std::fs::read_to_string(&wanted).is_ok_and(|point| point == name) {
+        let _ = std::fs::remove_file(&wanted);
+        panic!("a test wants a fault here: {name}");
+    }
+}
+
 /// Here is a point.
 pub(crate) async fn point(runtime_dir: &Path, name: &str) {
     if !cfg!(debug_assertions) {

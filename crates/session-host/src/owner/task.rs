@@ -16,6 +16,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use super::{EngineEvent, Facts, Granted, Inbox, Message, Question, Ready};
 use crate::clock::{due, now};
+use crate::fault;
 use crate::hooks::{self, Hooks, Job, Reply, Verdict};
 use crate::journal::Journal;
 use crate::lease::Refused;
@@ -229,6 +230,7 @@ impl<M: Machines> Task<M> {
                 Some(Event::LeaseDropped { lease })
             }
             Message::Sleep { how, reply } => {
+                fault::fall(&self.facts.runtime_dir, "owner.sleep");
                 self.requests += 1;
                 let request = RequestId(self.requests);
                 self.sleepers.insert(request, reply);

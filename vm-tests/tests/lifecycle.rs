@@ -19,7 +19,7 @@ use dormouse_api::{
 use dormouse_client::Endpoint;
 use dormouse_lifecycle::{Event, PhaseName, Trace};
 use dormouse_vm_tests::stage::{
-    Stage, becomes, fall_asleep, held_by, inspect, program, qemu_of, runtime, until,
+    Stage, becomes, fall_asleep, held_by, host_of, inspect, program, qemu_of, runtime, until,
 };
 use http::Method;
 use rustix::process::{Signal, kill_process};
@@ -224,9 +224,16 @@ async fn a_host_that_panics_leaves_its_last_steps_and_its_vm(play: &Play) -> Res
     play.set_idle_timeout(IdleTimeout::Never).await?;
     let before = play.use_it().await?;
     until(&play.session, |info| info.holds.is_empty()).await?;
+    let fell = host_of(&play.session)?;
     fs::write(runtime(&play.stage, &play.session).join("fault"), "owner.sleep")?;
     let asked = play.control().post::<SleepAnswer>("/v1/session/sleep").await;
     ensure!(!matches!(asked, Ok(SleepAnswer::Asleep { .. } | SleepAnswer::NoVm)), "{asked:?}");
+    let gone = async {
+        while host_of(&play.session).is_ok_and(|host| host == fell) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), gone).await.context("the host lives on")?;
     let after = play.use_it().await?;
     ensure!((after.vm.generation, after.vm.boots) == (before.vm.generation, before.vm.boots), "{after:?}");
 

@@ -167,7 +167,10 @@ impl State {
             (_, Event::PinRemoved { .. }) => self.seen.pinned = false,
             (_, Event::GraceChanged(grace)) => self.seen.never = *grace == Grace::Never,
             (_, Event::Configured(config)) => self.seen.never = config.grace == Grace::Never,
-            (_, Event::SleepRequested { how, .. }) => self.request = Request::Sleep(*how),
+            (_, Event::SleepRequested { how: Some(SleepHow::Suspend), .. }) => {
+                self.request = Request::Suspend
+            }
+            (_, Event::SleepRequested { .. }) => self.request = Request::Sleep,
             (_, Event::HostLeaving) => {
                 self.seen.leaving = true;
                 self.seen.terminating |= self.seen.stage == Stage::Up && is_ephemeral;
@@ -235,7 +238,7 @@ impl State {
         };
         let strong = |client: &Client| match client {
             Client::Holding(claim) => match scope.claims[*claim].0 {
-                HoldKind::Activity => request != Request::Sleep(Some(SleepHow::Suspend)),
+                HoldKind::Activity => request != Request::Suspend,
                 kind => !kind.is_weak(),
             },
             Client::Idle | Client::Waiting(_) | Client::Ended => false,

@@ -4,8 +4,8 @@
 use dormouse_lifecycle::model::{BASE, FAR};
 use dormouse_lifecycle::{
     Actions, AfterFailure, Ask, Census, Claim, Config, Durable, Event, Exit, Flaw, Generation, Grace,
-    HoldKind, LastVm, LeaseId, PhaseName, PinId, RequestId, RunningContainers, Session, SleepHow,
-    SnapshotFate, StartHow, Then, Timestamp, WeakId,
+    HoldKind, LastVm, LeaseId, PhaseName, PinId, RequestId, Session, SleepHow, SnapshotFate, StartHow, Then,
+    Timestamp, WeakId,
 };
 
 use crate::checker::Model;
@@ -50,11 +50,13 @@ pub(crate) enum Order {
     },
 }
 
-/// Whether somebody waits for a sleep, and the means that were named.
+/// Whether somebody waits for a sleep.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Request {
     None,
-    Sleep(Option<SleepHow>),
+    Sleep,
+    /// For a suspend, named as such.
+    Suspend,
 }
 
 /// A state of the model.
@@ -164,12 +166,11 @@ impl Lifecycle {
         }
         if world.sleep_requests && state.request == Request::None {
             // Means are named where that makes a difference.
-            let how = match (self.scope.config.idle_action, self.scope.config.running) {
-                (SleepHow::Suspend, RunningContainers::Suspend) => {
-                    &[None, Some(SleepHow::Stop), Some(SleepHow::Suspend)][..]
-                }
-                (SleepHow::Suspend, RunningContainers::Hold) => &[None, Some(SleepHow::Stop)],
-                (SleepHow::Stop, _) => &[None],
+            let by_name = self.scope.claims.iter().any(|(kind, _)| *kind == HoldKind::Activity);
+            let how = match self.scope.config.idle_action {
+                SleepHow::Suspend if by_name => &[None, Some(SleepHow::Stop), Some(SleepHow::Suspend)][..],
+                SleepHow::Suspend => &[None, Some(SleepHow::Stop)],
+                SleepHow::Stop => &[None],
             };
             how.iter().for_each(|how| tell(Event::SleepRequested { request: REQUEST, how: *how }));
         }

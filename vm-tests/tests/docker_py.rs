@@ -80,37 +80,7 @@ impl<'a> Tests<'a> {
         let log = self.seen.join(file);
         if !log.exists() {
             let beside = self.seen.join(format!("{file}.new"));
-            let python = project().join("build/docker-py");
-            let mut command = Command::new(python.join("venv/bin/python"));
-            command.args(["-m", "pytest", "-v", "--color=no", "-p", "no:cacheprovider"]);
-            command.arg(format!("--timeout={TEST_SECONDS}"));
-            if !self.variables.is_empty() {
-                command.args(["-p", "before_each"]);
-            }
-            if named.is_empty() {
-                command.arg(format!("tests/integration/{file}.py"));
-            }
-            for name in named {
-                let (file, test) = name.split_once("::").context("a test has a file")?;
-                command.arg(format!("tests/integration/{file}.py::{test}"));
-            }
-            let output = command
-                .current_dir(python.join("source"))
-                .env("DOCKER_HOST", format!("unix://{}", self.socket.display()))
-                .env("PYTHONPATH", project().join("vm-tests/docker-py"))
-                .env("PYTHONDONTWRITEBYTECODE", "1")
-                .env_remove("PYTHONWARNINGS")
-                .envs(self.variables.iter().map(|(name, value)| (name, value)))
-                .stdin(Stdio::null())
-                .output()?;
-            // 0: all passed; 1: some failed; 5: there are none.
-            ensure!(
-                matches!(output.status.code(), Some(0 | 1 | 5)),
-                "{file}: {}\n{}",
-                String::from_utf8_lossy(&output.stdout),
-                String::from_utf8_lossy(&output.stderr)
-            );
-            std::fs::write(&beside, &output.stdout)?;
+            self.run(file, named, &beside)?;
             std::fs::rename(&beside, &log)?;
         }
         let outcomes = outcomes(&std::fs::read_to_string(&log)?);
@@ -122,6 +92,38 @@ impl<'a> Tests<'a> {
             }
         }
         Ok(outcomes)
+    }
+
+    /// What an interrupted run has written to `log` isn't run again.
+    fn run(&self, file: &str, named: &[String], log: &Path) -> Result<()> {
+        let before = outcomes(&std::fs::read_to_string(log).unwrap_or_default());
+        let python = project().join("build/docker-py");
+        let mut command = Command::new(python.join("venv/bin/python"));
+        command.args(["-m", "pytest", "-v", "--color=no", "-p", "no:cacheprovider"]);
+        command.arg(format!("--timeout={TEST_SECONDS}"));
+        if !self.variables.is_empty() {
+            command.args(["-p", "before_each"]);
+        }
+        let path = |name: &str| format!("tests/integration/{}", name.replacen("::", ".py::", 1));
+        match named {
+            [] => drop(command.arg(format!("tests/integration/{file}.py"))),
+            named => drop(command.args(named.iter().map(|name| path(name)))),
+        }
+        command.args(before.keys().map(|name| format!("--deselect={}", path(name))));
+        let log = std::fs::File::options().create(true).append(true).open(log)?;
+        let status = command
+            .current_dir(python.join("source"))
+            .env("DOCKER_HOST", format!("unix://{}", self.socket.display()))
+            .env("PYTHONPATH", project().join("vm-tests/python"))
+            .env("PYTHONDONTWRITEBYTECODE", "1")
+            .env("PYTHONUNBUFFERED", "1")
+            .envs(self.variables.iter().map(|(name, value)| (name, value)))
+            .stdin(Stdio::null())
+            .stdout(log)
+            .status()?;
+        // 0: all passed; 1: some failed; 5: there are none.
+        ensure!(matches!(status.code(), Some(0 | 1 | 5)), "pytest {file} ended with {status}");
+        Ok(())
     }
 
     fn all(&self) -> Result<Outcomes> {

@@ -1,12 +1,13 @@
 //! Published ports, from the host's side.
 
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use dormouse_api::SessionInfo;
 use dormouse_vm_tests::stage::{STATE_WITHIN, Stage, fall_asleep, host_of, inspect};
-use dormouse_vm_tests::{fetch, figure};
+use dormouse_vm_tests::{fetch, figure, project};
 
 /// Longest wait for a byte, which may have to wake a VM first.
 const BYTE_WITHIN: Duration = Duration::from_secs(300);
@@ -97,4 +98,35 @@ pub(crate) async fn ports_are_published_on_the_host(stage: &Stage, session: &Ses
         Ok(())
     };
     tokio::time::timeout(BYTE_WITHIN, closed).await.context("a door stays open without its container")?
+}
+
+/// There and back, as many bytes as go into one.
+pub(crate) async fn datagrams_are_forwarded(stage: &Stage, session: &SessionInfo) -> Result<()> {
+    let program = stage.home().join("udp-echo");
+    let mut compiler = Command::new("rustc");
+    compiler.args(["--edition", "2024", "-C", "target-feature=+crt-static", "-o"]).arg(&program);
+    ensure!(compiler.arg(project().join("vm-tests/udp_echo.rs")).status()?.success(), "rustc fails");
+    stage.succeed(session, &["create", "--name", "udp", "--publish", "7/udp", "busybox", "/echo"]).await?;
+    stage.succeed(session, &["cp", &program.to_string_lossy(), "udp:/echo"]).await?;
+    stage.succeed(session, &["start", "udp"]).await?;
+    let told = stage.succeed(session, &["port", "udp", "7/udp"]).await?;
+    let number = told.lines().next().and_then(|line| line.rsplit_once(':')).context("no port")?.1.trim();
+    let socket = UdpSocket::bind("127.0.0.1:0")?;
+    socket.connect(format!("127.0.0.1:{number}"))?;
+    socket.set_read_timeout(Some(Duration::from_secs(2)))?;
+    for length in [1, 1400, 65_507] {
+        let sent: Vec<u8> = (0..length).map(|index| (index % 251) as u8).collect();
+        let (begun, mut back) = (Instant::now(), vec![0; 65_507]);
+        // A datagram may be lost, and the program may not listen yet.
+        let count = loop {
+            socket.send(&sent)?;
+            match socket.recv(&mut back) {
+                Ok(count) if count == length => break count,
+                _ => ensure!(begun.elapsed() < BYTE_WITHIN, "no datagram of {length} bytes comes back"),
+            }
+        };
+        ensure!(back[..count] == sent, "other bytes come back");
+    }
+    stage.succeed(session, &["rm", "--force", "udp"]).await?;
+    Ok(())
 }

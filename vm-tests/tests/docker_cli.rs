@@ -43,7 +43,7 @@ const LINES: &[(&str, Comes)] = &[
     ("docker manifest inspect --insecure \"$R/mine/one\"", To("schemaVersion")),
     ("docker manifest create --insecure \"$R/mine/list\" \"$R/mine/one\"", To("Created manifest list")),
     ("docker manifest annotate \"$R/mine/list\" \"$R/mine/one\" --arch amd64", To("")),
-    ("docker manifest push --insecure \"$R/mine/list\"", To("sha256:")),
+    ("docker manifest push --purge --insecure \"$R/mine/list\"", To("sha256:")),
     ("docker manifest create --insecure \"$R/mine/gone\" \"$R/mine/one\"", To("Created manifest list")),
     ("docker manifest rm \"$R/mine/gone\"", To("")),
     ("docker history --quiet busybox", To("")),

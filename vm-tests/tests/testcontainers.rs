@@ -28,6 +28,8 @@ async fn testcontainers_programs_pass_with_the_vm_asleep_before_each() -> Result
     pytest
         .env("DOCKER_HOST", format!("unix://{}", session.docker_socket.display()))
         .env("TESTCONTAINERS_RYUK_DISABLED", "true")
+        // On a host that is a container itself it would take the engine for a neighbour.
+        .env("TESTCONTAINERS_CONNECTION_MODE", "docker_host")
         .env("PYTHONPATH", project().join("vm-tests/python"))
         .env("PYTHONDONTWRITEBYTECODE", "1")
         .env("DORM_BEFORE", format!("env DORM_HOME={home} {} session suspend default", dorm.display()))

@@ -1,6 +1,6 @@
 //! docker-py's own integration tests, unmodified: against an engine without a session before it, through a session's socket,
-//! and with its VM asleep before each. Each takes some half an hour under emulation: `scripts/test-long docker-py-raw`,
-//! `docker-py-warm`, `docker-py-asleep`. What was run before an interruption isn't run again.
+//! and with its VM asleep before each. Each takes some half an hour under emulation: `scripts/test-long docker-py-1-raw`,
+//! `docker-py-2-warm`, `docker-py-3-asleep`. What was run before an interruption isn't run again.
 #![cfg(feature = "long")]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -50,7 +50,7 @@ const ASLEEP: usize = 60;
 /// Longest run of one test, in seconds.
 const TEST_SECONDS: u32 = 240;
 
-/// Tests that pass against the raw engine, one a line. The shard `docker-py-raw` writes it.
+/// Tests that pass against the raw engine, one a line. The shard `docker-py-1-raw` writes it.
 fn list() -> PathBuf {
     project().join("docs/results/docker-py-passes.txt")
 }
@@ -155,7 +155,7 @@ fn passed(outcomes: &Outcomes) -> BTreeSet<&str> {
 
 /// The tests that have to pass through a session.
 fn wanted() -> Result<Vec<String>> {
-    let list = std::fs::read_to_string(list()).context("run the shard docker-py-raw first")?;
+    let list = std::fs::read_to_string(list()).context("run the shard docker-py-1-raw first")?;
     let wanted: Vec<_> = list.lines().map(str::to_owned).filter(|name| !binds(name)).collect();
     ensure!(wanted.len() > 100, "the list has {} tests", wanted.len());
     Ok(wanted)

@@ -38,7 +38,7 @@ const FILES: &[&str] = &[
     "regression_test",
 ];
 
-/// Tests that bind a path of the host, which a session refuses (docs/COMPATIBILITY.md).
+/// Tests that bind paths of the host, of which a session shares some only (docs/COMPATIBILITY.md).
 const BINDS: &[&str] = &[
     "api_container_test::CreateContainerTest::test_create_with_binds_as_list",
     "api_container_test::VolumeBindTest",

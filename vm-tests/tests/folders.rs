@@ -109,12 +109,16 @@ fn text(bytes: &[u8]) -> String {
 #[tokio::test(flavor = "multi_thread")]
 async fn folders_of_the_host_are_in_containers_as_if_they_were_there() -> Result<()> {
     let mut desk = Desk::new().await?;
-    reads_and_writes_go_both_ways(&desk).await?;
-    nothing_else_is_reached(&desk).await?;
-    dorm_and_compose_do_it_too(&desk).await?;
-    a_container_with_a_folder_holds_the_vm_and_finds_it_again_after_a_sleep(&desk).await?;
-    the_death_of_virtiofsd_is_an_error_in_the_container_and_no_more(&desk).await?;
-    who_restarts_by_itself_has_its_folder_after_a_boot(&mut desk).await
+    let outcome = async {
+        reads_and_writes_go_both_ways(&desk).await?;
+        nothing_else_is_reached(&desk).await?;
+        dorm_and_compose_do_it_too(&desk).await?;
+        a_container_with_a_folder_holds_the_vm_and_finds_it_again_after_a_sleep(&desk).await?;
+        the_death_of_virtiofsd_is_an_error_in_the_container_and_no_more(&desk).await?;
+        who_restarts_by_itself_has_its_folder_after_a_boot(&mut desk).await
+    }
+    .await;
+    outcome.with_context(|| desk.stage.logs(&desk.session))
 }
 
 async fn reads_and_writes_go_both_ways(desk: &Desk) -> Result<()> {

@@ -17,7 +17,6 @@ use crate::asleep::Asleep;
 use crate::events::Events;
 use crate::fetch;
 use crate::folders::{Folders, Using};
-
 use crate::hooks::Verdict;
 use crate::owner::{Claimant, HeldLease, Owner};
 use crate::ports::{Ports, Starting};

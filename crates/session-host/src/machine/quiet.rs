@@ -173,7 +173,7 @@ pub(super) async fn watch(agent: Agent, ports: Ports) {
     }
 }
 
-/// Containers run, and don't hold by that.
+/// Whether containers that run don't hold by that.
 fn may_suspend_containers(info: &SessionInfo) -> bool {
     info.idle.running == RunningContainers::Suspend && info.idle.action == IdleAction::Suspend
 }

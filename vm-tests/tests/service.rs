@@ -8,17 +8,24 @@ use std::os::fd::AsFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use dormouse_api::link::{ToHost, ToService};
 use dormouse_api::{CreateSession, IdleTimeout, Phase, SessionInfo, TerminationReason, Version};
 use dormouse_client::Endpoint;
 use dormouse_vm::VmRecord;
+use dormouse_vm_tests::client::Client;
 use dormouse_vm_tests::fake;
 use dormouse_vm_tests::stage::{STATE_WITHIN, Stage, host_of, qemu_of, runtime, until};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use rustix::process::{Pid, Signal, kill_process};
+
+/// How often a service is ended, each time a moment later after a host's last client.
+const ENDS: u32 = 250;
+
+/// How long one may take whose sessions have no VM.
+const ENDS_WITHIN: Duration = Duration::from_secs(10);
 
 fn stage(images: &Path) -> Result<Stage> {
     fake::publish(images)?;
@@ -165,6 +172,21 @@ async fn a_forged_request_for_a_vm_changes_nothing_about_it() -> Result<()> {
 }
 
 /// Makes a temporary session; it lives as long as the connection.
+#[tokio::test]
+async fn a_host_that_was_let_go_and_stays_all_the_same_is_told_what_was_ordered_meanwhile() -> Result<()> {
+    let images = tempfile::tempdir()?;
+    let mut stage = stage(images.path())?;
+    let session = stage.make(&wish()?).await?;
+    let mut host = ForgedHost::attach(&mut stage, &session)?;
+    ensure!(host.say("\"leave\"")? == ToHost::Go);
+    kill_process(stage.service_pid(), Signal::TERM)?;
+    let socket = stage.home().join("run/dormd.sock");
+    eventually("the service ends", || Ok(!socket.exists())).await?;
+    ensure!(host.say("\"stays\"")? == ToHost::Shutdown);
+    drop(host);
+    stage.stop_service()
+}
+
 async fn temporary(stage: &Stage) -> Result<(SessionInfo, dormouse_client::Upgraded)> {
     use tokio::io::AsyncReadExt;
     let mut wish = wish()?;
@@ -327,5 +349,24 @@ async fn an_ephemeral_sessions_vm_has_its_disk_and_its_memory_in_memory_without_
     let left = fs::read_dir("/dev/shm")?.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
     let left = left.collect::<Result<Vec<_>>>()?;
     ensure!(!left.iter().any(|name| name.contains(session.id.as_str())), "{left:?}");
+    Ok(())
+}
+
+/// Whatever a session's host is doing at that moment: starting, serving, asking to leave, ending.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_service_whose_hosts_come_and_go_ends_as_soon_as_it_is_asked_to() -> Result<()> {
+    let images = tempfile::tempdir()?;
+    fake::publish(images.path())?;
+    let mut stage = Stage::with(&[("DORM_IMAGES", images.path().into()), ("DORM_LINGER", "0".into())])?;
+    let session = stage.make(&wish()?).await?;
+    for round in 0..ENDS {
+        ensure!(Client::connect(&session.docker_socket)?.ask("GET", "/_ping")?.status == 200);
+        // A host has asked to leave, and is gone, a few milliseconds after its client.
+        std::thread::park_timeout(Duration::from_micros(20) * (round % 250));
+        let asked = Instant::now();
+        stage.stop_service()?;
+        ensure!(asked.elapsed() < ENDS_WITHIN, "round {round}: it took {:?} to end", asked.elapsed());
+        stage.start_service()?;
+    }
     Ok(())
 }

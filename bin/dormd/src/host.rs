@@ -48,13 +48,44 @@ pub(crate) enum Order {
     Change(ChangeSettings),
 }
 
+/// What the service wants of a session, in order. What a host that is gone could not be told is for the next one.
+pub(crate) struct Orders {
+    inbox: mpsc::Receiver<Order>,
+    untold: Option<Order>,
+}
+
+impl Orders {
+    /// A queue, and where orders are put into it.
+    pub(crate) fn new() -> (mpsc::Sender<Order>, Self) {
+        let (sender, inbox) = mpsc::channel(4);
+        (sender, Self { inbox, untold: None })
+    }
+
+    /// The next one; `None` when no more will come.
+    async fn next(&mut self) -> Option<Order> {
+        match self.untold.take() {
+            Some(order) => Some(order),
+            None => self.inbox.recv().await,
+        }
+    }
+}
+
+/// Where a host stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Terms {
+    /// It is told what is ordered.
+    Serves,
+    /// It was let go, and orders wait for its end: it would not hear them.
+    LetGo,
+}
+
 /// Keeps one session's listeners while it has no host.
 pub(crate) struct Keeper {
     pub(crate) settings: Settings,
     pub(crate) home: Home,
     pub(crate) factory: Arc<Factory>,
     pub(crate) info: watch::Sender<SessionInfo>,
-    pub(crate) orders: mpsc::Receiver<Order>,
+    pub(crate) orders: Orders,
     pub(crate) listens: watch::Sender<bool>,
 }
 
@@ -67,7 +98,7 @@ struct Sockets {
 
 /// How a link ended.
 enum End {
-    /// The host is gone, or was let go.
+    /// The host is gone.
     Host,
     /// Nobody needs this session any more.
     Session,
@@ -90,8 +121,7 @@ impl Keeper {
         };
         self.listens.send_replace(true);
         loop {
-            let mut order = None;
-            let mut found = match link.take() {
+            let found = match link.take() {
                 Some(link) => link,
                 None => {
                     // A host that died has left a VM, or published ports on which nobody listens.
@@ -101,13 +131,14 @@ impl Keeper {
                     if !has_work {
                         tokio::select! {
                             knock = knock(&sockets) => knock?,
-                            received = self.orders.recv() => match received {
+                            received = self.orders.next() => match received {
                                 Some(Order::Change(change)) => {
                                     self.change(&change);
                                     continue;
                                 }
                                 Some(Order::Shutdown) | None => return Ok(()),
-                                received => order = received,
+                                // For the host that is started now.
+                                Some(order) => self.orders.untold = Some(order),
                             },
                         }
                     }
@@ -124,10 +155,6 @@ impl Keeper {
                     }
                 }
             };
-            // What nobody was there to be told.
-            if let Some(message) = order.as_ref().and_then(end_of_incarnation) {
-                send(&mut found.writer, &message).await?;
-            }
             match self.serve(found, &mut sockets).await {
                 Ok(End::Session) => return Ok(()),
                 Ok(End::Host) => {}
@@ -165,16 +192,19 @@ impl Keeper {
         let mappings =
             parents.into_iter().zip(3..).map(|(parent_fd, child_fd)| FdMapping { parent_fd, child_fd });
         command.fd_mappings(mappings.collect()).map_err(io::Error::other)?;
+        let mut command = tokio::process::Command::from(command);
         let mut child = command.spawn()?;
         // The command holds the listeners until it is dropped, and a host that dies must take its own along.
         drop(command);
-        tokio::task::spawn_blocking(move || child.wait());
+        // Reaped by a task, which the service may end without; a thread would have to be waited for.
+        tokio::spawn(async move { child.wait().await });
         Ok(Link::attach(&runtime, false).await?.0)
     }
 
     async fn serve(&mut self, link: Link, sockets: &mut Sockets) -> io::Result<End> {
         let Link { mut lines, mut writer } = link;
         let (made, mut results) = mpsc::channel(1);
+        let mut terms = Terms::Serves;
         loop {
             let reply = tokio::select! {
                 message = lines.next::<ToService>() => match message? {
@@ -182,43 +212,83 @@ impl Keeper {
                     Some(ToService::Attached { info, .. } | ToService::Changed(info)) => {
                         let before = self.info.send_replace(*info);
                         self.fell_asleep(&before);
-                        continue;
+                        None
                     }
-                    Some(ToService::MakeVm { session, generation }) => {
-                        // The link says which session it is; a request for another one is a host gone mad.
-                        if session == self.settings.id {
-                            self.make(generation, made.clone());
-                        } else {
-                            let reason = "a host may ask for VMs of its own session only".to_owned();
-                            send(&mut writer, &ToHost::NotMade { generation, reason }).await?;
-                        }
-                        continue;
+                    Some(asked) => {
+                        terms = Terms::Serves;
+                        self.answer(asked, &mut lines, sockets, &made)?
                     }
-                    Some(ToService::Doors { count }) => {
-                        sockets.doors = lines.descriptors.drain(..count.min(lines.descriptors.len())).collect();
-                        continue;
-                    }
-                    Some(ToService::Leave) if is_knocked(sockets)? => {
-                        sockets.doors.clear();
-                        ToHost::Stay
-                    }
-                    Some(ToService::Leave) => ToHost::Go,
                 },
-                Some(result) = results.recv() => result,
-                order = self.orders.recv() => match order {
-                    Some(Order::Change(change)) => {
-                        self.change(&change);
-                        ToHost::Change(change)
+                Some(result) = results.recv() => Some(result),
+                order = self.orders.next(), if terms == Terms::Serves => {
+                    let order = order.unwrap_or(Order::Shutdown);
+                    if let Err(error) = send(&mut writer, &self.told(&order)).await {
+                        tracing::warn!(session = %self.settings.name, %error, "the host can't be told: the next will be");
+                        self.orders.untold = Some(order);
+                        return Ok(End::Host);
                     }
-                    Some(order) if let Some(message) = end_of_incarnation(&order) => message,
-                    _ => {
-                        send(&mut writer, &ToHost::Shutdown).await?;
+                    if order == Order::Shutdown {
                         while lines.next::<ToService>().await?.is_some() {}
                         return Ok(End::Session);
                     }
-                },
+                    None
+                }
             };
-            send(&mut writer, &reply).await?;
+            if let Some(reply) = reply {
+                if reply == ToHost::Go {
+                    terms = Terms::LetGo;
+                }
+                send(&mut writer, &reply).await?;
+            }
+        }
+    }
+
+    /// What a host is told at once that asked for something.
+    fn answer(
+        &self,
+        asked: ToService,
+        lines: &mut Lines,
+        sockets: &mut Sockets,
+        made: &mpsc::Sender<ToHost>,
+    ) -> io::Result<Option<ToHost>> {
+        Ok(match asked {
+            ToService::MakeVm { session, generation } if session == self.settings.id => {
+                self.make(generation, made.clone());
+                None
+            }
+            // The link says which session it is; a request for another one is a host gone mad.
+            ToService::MakeVm { generation, .. } => {
+                let reason = "a host may ask for VMs of its own session only".to_owned();
+                Some(ToHost::NotMade { generation, reason })
+            }
+            ToService::Doors { count } => {
+                sockets.doors = lines.descriptors.drain(..count.min(lines.descriptors.len())).collect();
+                None
+            }
+            ToService::Leave if is_knocked(sockets)? => {
+                sockets.doors.clear();
+                Some(ToHost::Stay)
+            }
+            ToService::Leave => Some(ToHost::Go),
+            // It listens on its doors itself.
+            ToService::Stays => {
+                sockets.doors.clear();
+                None
+            }
+            ToService::Attached { .. } | ToService::Changed(_) => None,
+        })
+    }
+
+    /// An order as a host is told it. Changes are for the hosts to come as well.
+    fn told(&mut self, order: &Order) -> ToHost {
+        match order {
+            Order::Shutdown => ToHost::Shutdown,
+            Order::Terminate => ToHost::Terminate,
+            Order::CreatorGone => ToHost::CreatorGone,
+            Order::Change(change) => {
+                self.change(change);
+                ToHost::Change(change.clone())
+            }
         }
     }
 
@@ -255,14 +325,6 @@ impl Keeper {
             };
             let _ = made.send(result).await;
         });
-    }
-}
-
-fn end_of_incarnation(order: &Order) -> Option<ToHost> {
-    match order {
-        Order::Terminate => Some(ToHost::Terminate),
-        Order::CreatorGone => Some(ToHost::CreatorGone),
-        Order::Shutdown | Order::Change(_) => None,
     }
 }
 

@@ -20,7 +20,7 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use crate::factory::{Factory, Shape, api_error};
-use crate::host::{Keeper, Order};
+use crate::host::{Keeper, Order, Orders};
 use crate::settings::{HostTraits, Settings};
 use crate::{leftovers, storage};
 
@@ -130,7 +130,7 @@ impl Table {
         let runtime = self.home.session_runtime(&settings.id);
         DirBuilder::new().recursive(true).mode(0o700).create(&runtime)?;
         let (sender, info) = watch::channel(self.known(&settings));
-        let (orders, inbox) = mpsc::channel(4);
+        let (orders, inbox) = Orders::new();
         let (listens, listening) = watch::channel(false);
         let keeper = Keeper {
             settings: settings.clone(),

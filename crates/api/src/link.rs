@@ -10,6 +10,8 @@
 //!
 //! A host leaves only by asking: it stops accepting, sends [`ToService::Leave`], and exits on [`ToHost::Go`]. dormd
 //! polls its duplicates once more before it says so; a knock that came meanwhile is answered with [`ToHost::Stay`].
+//! After [`ToHost::Go`] dormd says nothing more, as nobody may be there to hear it, until the link ends or the host asks
+//! for something: that is a host which had given up waiting, and says [`ToService::Stays`].
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -167,4 +169,6 @@ pub enum ToService {
     },
     /// May I go?
     Leave,
+    /// To a [`ToHost::Go`] that came when it wasn't waited for any more: the host is still there.
+    Stays,
 }

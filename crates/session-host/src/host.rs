@@ -334,6 +334,14 @@ fn name(pid: Option<i32>) -> String {
     }
 }
 
+/// Has the host asked to leave?
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Asked {
+    Not,
+    /// It was told to stay, or nothing.
+    InVain,
+}
+
 struct Host {
     served: Served,
     link: Link,
@@ -350,21 +358,26 @@ impl Host {
     async fn run(mut self) -> Result<(), HostError> {
         let mut terminated = signal(SignalKind::terminate())?;
         let mut interrupted = signal(SignalKind::interrupt())?;
+        let mut asked = Asked::Not;
         loop {
+            let unneeded = self.unneeded(asked);
             let order = tokio::select! {
                 order = self.inbox.recv() => order.unwrap_or(Order::Shutdown),
                 // A fault in it. The VM lives on, and the next host adopts it.
                 _ = &mut self.task => return Err(HostError::Owner),
                 _ = terminated.recv() => Order::Shutdown,
                 _ = interrupted.recv() => Order::Shutdown,
-                () = unneeded(self.served.owner.info(), &self.clients, &self.served.face.ports, self.linger) => {
-                    Order::Go
-                }
+                () = unneeded => match self.leave().await {
+                    Order::Go => return Ok(()),
+                    order => {
+                        asked = Asked::InVain;
+                        order
+                    }
+                },
             };
-            // Nobody needs this host: whether it may go is for the service to say.
-            let order = if order == Order::Go { self.leave().await } else { order };
             match order {
-                Order::Go => return Ok(()),
+                // It is too late: clients have been let in again.
+                Order::Go => drop(self.link.send(ToService::Stays).await),
                 Order::Stay => {}
                 Order::Change(change) => self.served.owner.change(change),
                 Order::Terminate => {
@@ -379,7 +392,39 @@ impl Host {
         }
     }
 
-    /// Asks to go. What comes instead of an answer counts; silence means stay.
+    /// Ends when for a while nobody was connected and there was no VM.
+    fn unneeded(&self, asked: Asked) -> impl Future<Output = ()> + use<> {
+        let (mut info, clients, linger) = (self.served.owner.info(), self.clients.clone(), self.linger);
+        let ports = self.served.face.ports.clone();
+        async move {
+            // For who was told to stay somebody knocked: they come in first, or give up.
+            if asked == Asked::InVain {
+                tokio::select! {
+                    _ = timeout(LOOK_EVERY, info.changed()) => {}
+                    () = clients.left.notified() => {}
+                }
+            }
+            let mut quiet_since = clock::now();
+            loop {
+                let is_idle = is_idle(&info.borrow_and_update(), &clients, &ports);
+                if !is_idle {
+                    quiet_since = clock::now();
+                }
+                let left = linger.saturating_sub(clock::now().since(quiet_since));
+                if is_idle && left.is_zero() {
+                    return;
+                }
+                // What is forwarded comes and goes without a word to here, so it is counted now and then.
+                let wait = if is_idle { left.min(LOOK_EVERY) } else { LOOK_EVERY };
+                tokio::select! {
+                    _ = timeout(wait, info.changed()) => {}
+                    () = clients.left.notified() => {}
+                }
+            }
+        }
+    }
+
+    /// Whether it may go is for the service to say, so this asks. What comes instead of an answer counts; silence means stay.
     async fn leave(&mut self) -> Order {
         let entrance = self.served.face.ports.entrance().clone();
         entrance.close().await;
@@ -431,32 +476,6 @@ impl Host {
         // Whoever waits for the end hears of it before this process is gone.
         let everybody = u32::try_from(CONNECTIONS_MAX).unwrap_or(u32::MAX);
         let _ = timeout(LAST_WORD_WITHIN, self.clients.permits.acquire_many(everybody)).await;
-    }
-}
-
-/// Ends when for a while nobody was connected and there was no VM.
-async fn unneeded(
-    mut info: watch::Receiver<SessionInfo>,
-    clients: &Clients,
-    ports: &Ports,
-    linger: Duration,
-) {
-    let mut quiet_since = clock::now();
-    loop {
-        let is_idle = is_idle(&info.borrow_and_update(), clients, ports);
-        if !is_idle {
-            quiet_since = clock::now();
-        }
-        let left = linger.saturating_sub(clock::now().since(quiet_since));
-        if is_idle && left.is_zero() {
-            return;
-        }
-        // What is forwarded comes and goes without a word to here, so it is counted now and then.
-        let wait = if is_idle { left.min(LOOK_EVERY) } else { LOOK_EVERY };
-        tokio::select! {
-            _ = timeout(wait, info.changed()) => {}
-            () = clients.left.notified() => {}
-        }
     }
 }
 

@@ -116,10 +116,12 @@ impl Keeper {
         let mappings = [(control_fd, CONTROL), (device_fd, DEVICE), (vm, VM)];
         let mappings = mappings.map(|(parent_fd, child_fd)| FdMapping { parent_fd, child_fd });
         command.fd_mappings(mappings.into()).map_err(io::Error::other)?;
+        let mut command = tokio::process::Command::from(command);
         let mut child = command.spawn()?;
         // The command holds the listeners until it is dropped: a keeper that ends must take them along.
         drop(command);
-        tokio::task::spawn_blocking(move || child.wait());
+        // Reaped by a task, which this process may end without; a thread would have to be waited for.
+        tokio::spawn(async move { child.wait().await });
         let mut keeper = Self::connect(control).await?;
         keeper.shares().await?;
         Ok(keeper)

@@ -31,8 +31,9 @@ vm: guest-image
 	cargo test --locked --package dormouse-vm-tests --no-run
 	$(MAKE) --jobs=2 --output-sync=target --keep-going $(addprefix vm-,$(VM_TESTS_FIRST) $(filter-out $(VM_TESTS_FIRST),$(VM_TESTS)))
 
+# One that hangs is ended, so that what it printed is seen.
 vm-%:
-	cargo test --locked --package dormouse-vm-tests --test $* -- --test-threads=1
+	timeout --kill-after=60 1200 cargo test --locked --package dormouse-vm-tests --test $* -- --test-threads=1
 
 guest-image:
 	cargo xtask guest-image

@@ -1,11 +1,12 @@
 //! A home of its own with the real service in it, and the real docker client before it.
 
 use std::ffi::OsString;
+use std::fmt::Write as _;
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use command_fds::{CommandFdExt, FdMapping};
@@ -21,6 +22,9 @@ use crate::{images, project, templates};
 
 /// Longest wait for a state of a session. It is for hangs: a loaded machine takes a multiple of what a quiet one does.
 pub const STATE_WITHIN: Duration = Duration::from_secs(300);
+
+/// Longest wait for a service that was asked to end: it gives its sessions 65 s.
+const END_WITHIN: Duration = Duration::from_secs(120);
 
 /// Longest wait for a client of docker.
 const CLIENT_WITHIN: Duration = Duration::from_secs(400);
@@ -118,11 +122,33 @@ impl Stage {
     /// Asks the service to end, and waits until it has.
     ///
     /// # Errors
-    /// When it does not end.
+    /// When it does not end; then with what it waits for.
     pub fn stop_service(&mut self) -> Result<()> {
         kill_process(self.service_pid(), Signal::TERM)?;
-        self.service.wait()?;
+        let asked = Instant::now();
+        while self.service.try_wait()?.is_none() {
+            if asked.elapsed() > END_WITHIN {
+                bail!("the service does not end\n{}", self.waits());
+            }
+            std::thread::park_timeout(Duration::from_millis(2));
+        }
         Ok(())
+    }
+
+    /// What this home's processes are waiting for, and what the service logged.
+    fn waits(&self) -> String {
+        let mut told = String::new();
+        for pid in self.processes().unwrap_or_default() {
+            let process = format!("/proc/{}", pid.as_raw_nonzero());
+            let line = std::fs::read(format!("{process}/cmdline")).unwrap_or_default();
+            let _ = writeln!(told, "{pid:?} {}", String::from_utf8_lossy(&line).replace('\0', " "));
+            for thread in std::fs::read_dir(format!("{process}/task")).into_iter().flatten().flatten() {
+                let [name, waits, call] = ["comm", "wchan", "syscall"]
+                    .map(|file| std::fs::read_to_string(thread.path().join(file)).unwrap_or_default());
+                let _ = writeln!(told, "  {} {waits} {}", name.trim(), call.trim());
+            }
+        }
+        told + &std::fs::read_to_string(self.home().join("dormd.log")).unwrap_or_default()
     }
 
     /// Starts another service after the last one ended.
@@ -257,7 +283,11 @@ impl Stage {
     /// What `dorm` has to say within a few seconds.
     fn told(&self, arguments: &[&str]) -> String {
         let mut command = Command::new("timeout");
-        command.args(["5"]).arg(program("dorm")).args(arguments).env("DORM_HOME", self.home());
+        command
+            .args(["--kill-after=5", "5"])
+            .arg(program("dorm"))
+            .args(arguments)
+            .env("DORM_HOME", self.home());
         let output = command.stdin(Stdio::null()).output();
         output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default()
     }
@@ -287,13 +317,18 @@ impl Stage {
 
 impl Drop for Stage {
     fn drop(&mut self) {
-        if let Ok(None) = self.service.try_wait() {
-            let _ = kill_process(self.service_pid(), Signal::TERM);
-            let _ = self.service.wait();
-        }
+        let ended = match self.service.try_wait() {
+            Ok(None) => self.stop_service(),
+            _ => Ok(()),
+        };
         // What a test left behind, by having killed who would have ended it.
         for left in self.processes().unwrap_or_default() {
             let _ = kill_process(left, Signal::KILL);
+        }
+        if let Err(error) = ended
+            && !std::thread::panicking()
+        {
+            panic!("{error:#}");
         }
     }
 }

@@ -77,6 +77,8 @@ enum Terms {
     Serves,
     /// It was let go, and orders wait for its end: it would not hear them.
     LetGo,
+    /// It was told to shut down. It is still given the VM that it has asked for, to end it.
+    Ends,
 }
 
 /// Keeps one session's listeners while it has no host.
@@ -208,6 +210,7 @@ impl Keeper {
         loop {
             let reply = tokio::select! {
                 message = lines.next::<ToService>() => match message? {
+                    None if terms == Terms::Ends => return Ok(End::Session),
                     None => return Ok(End::Host),
                     Some(ToService::Attached { info, .. } | ToService::Changed(info)) => {
                         let before = self.info.send_replace(*info);
@@ -215,7 +218,9 @@ impl Keeper {
                         None
                     }
                     Some(asked) => {
-                        terms = Terms::Serves;
+                        if terms == Terms::LetGo {
+                            terms = Terms::Serves;
+                        }
                         self.answer(asked, &mut lines, sockets, &made)?
                     }
                 },
@@ -228,14 +233,13 @@ impl Keeper {
                         return Ok(End::Host);
                     }
                     if order == Order::Shutdown {
-                        while lines.next::<ToService>().await?.is_some() {}
-                        return Ok(End::Session);
+                        terms = Terms::Ends;
                     }
                     None
                 }
             };
             if let Some(reply) = reply {
-                if reply == ToHost::Go {
+                if reply == ToHost::Go && terms == Terms::Serves {
                     terms = Terms::LetGo;
                 }
                 send(&mut writer, &reply).await?;

@@ -257,6 +257,8 @@ async fn a_terminated_session_leaves_no_vm(stage: &Stage, session: &SessionInfo)
     let again: SessionInfo = control.post("/v1/session/terminate").await?;
     ensure!(again.termination.is_some(), "it can be repeated");
     stage.service().call::<_, ()>(http::Method::DELETE, "/v1/sessions/default", &()).await?;
+    // One may be being made, as this session booted.
+    stage.template().await?;
     for folder in ["data/sessions", "run"] {
         let left = std::fs::read_dir(stage.home().join(folder))?.map(|entry| Ok(entry?.path()));
         let left = left.collect::<Result<Vec<_>>>()?;

@@ -102,6 +102,7 @@ impl Factory {
         // Gone already if all went well.
         reap(&runtime_dir).await;
         spawned.ended().await.context("QEMU can't be waited for")?;
+        let _ = std::fs::remove_dir_all(&runtime_dir);
         made?;
         Ok(tokio::task::spawn_blocking(move || templates.publish(unfinished)).await??)
     }
@@ -114,7 +115,11 @@ impl Factory {
 
     /// Removes what a service left that was killed while it made a template.
     pub(crate) async fn sweep(&self) {
-        reap(&self.home.runtime().join(RUNTIME)).await;
+        // Not while this service makes one already.
+        let _turn = self.making_template.lock().await;
+        let runtime_dir = self.home.runtime().join(RUNTIME);
+        reap(&runtime_dir).await;
+        let _ = std::fs::remove_dir_all(&runtime_dir);
         // A folder that was named is others' as well, who may be making one.
         if std::env::var_os(super::TEMPLATES_VARIABLE).is_none() {
             self.templates().sweep();

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use dormouse_api::{ChangeSettings, HoldInfo, HoldKind, IdleTimeout, Phase, SessionInfo};
 use dormouse_vm_tests::project;
-use dormouse_vm_tests::stage::{Stage, program, until};
+use dormouse_vm_tests::stage::{Stage, becomes, inspect, program, until};
 use expectrl::{Expect, Session as Terminal};
 
 /// Lines of shell, `$X` being the client: what they print and how they end is the same with both. Each leaves the engine as it
@@ -108,7 +108,8 @@ async fn dorm_does_what_docker_does_and_gives_back_what_it_held() -> Result<()> 
     killed_commands_hold_nothing(&stage, &session).await?;
     the_same_lines_do_the_same(&stage, &session).await?;
     a_container_outlives_the_command_that_ran_it(&stage, &session).await?;
-    an_exit_code_survives_a_short_grace(&stage, &session).await
+    an_exit_code_survives_a_short_grace(&stage, &session).await?;
+    a_wake_that_was_set_comes(&stage, &session).await
 }
 
 /// A shell in which `$X` is a client.
@@ -275,5 +276,23 @@ async fn an_exit_code_survives_a_short_grace(stage: &Stage, session: &SessionInf
     let run = dorm(stage, &["run", "--rm", "busybox", "sh", "-c", "sleep 2; exit 7"]);
     let output = stage.finish(session, run).await?;
     ensure!(output.status.code() == Some(7), "{output:?}");
+    Ok(())
+}
+
+/// The VM sleeps a second after its last use.
+async fn a_wake_that_was_set_comes(stage: &Stage, session: &SessionInfo) -> Result<()> {
+    becomes(session, "absent").await?;
+    let before = inspect(session).await?.vm.start_count;
+    let at = jiff::Timestamp::now().checked_add(Duration::from_secs(2))?.to_string();
+    let set = dorm(stage, &["session", "wake", "--at", &at, "--every", "1h"]);
+    let output = stage.finish(session, set).await?;
+    ensure!(String::from_utf8_lossy(&output.stdout).contains("then every 3600 s"), "{output:?}");
+    until(session, |info| info.vm.start_count > before && info.vm.phase == Phase::Absent).await?;
+    let listed = dorm(stage, &["session", "inspect", "--format", "json"]);
+    let output = stage.finish(session, listed).await?;
+    let info: SessionInfo = serde_json::from_slice(&output.stdout)?;
+    ensure!(info.wakes.len() == 1 && info.wakes[0].at > jiff::Timestamp::now(), "{:?}", info.wakes);
+    let cleared = stage.finish(session, dorm(stage, &["session", "wake", "--clear"])).await?;
+    ensure!(cleared.status.success() && cleared.stdout.is_empty(), "{cleared:?}");
     Ok(())
 }

@@ -12,12 +12,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use dormouse_api::link::{ToHost, ToService};
-use dormouse_api::{CreateSession, IdleTimeout, Phase, SessionInfo, TerminationReason, Version};
+use dormouse_api::{CreateSession, IdleTimeout, Phase, SessionInfo, TerminationReason, Version, Wake};
 use dormouse_client::Endpoint;
 use dormouse_vm::VmRecord;
 use dormouse_vm_tests::client::Client;
 use dormouse_vm_tests::fake;
 use dormouse_vm_tests::stage::{STATE_WITHIN, Stage, host_of, qemu_of, runtime, until};
+use http::Method;
+use jiff::Timestamp;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -349,6 +351,37 @@ async fn an_ephemeral_sessions_vm_has_its_disk_and_its_memory_in_memory_without_
     let left = fs::read_dir("/dev/shm")?.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
     let left = left.collect::<Result<Vec<_>>>()?;
     ensure!(!left.iter().any(|name| name.contains(session.id.as_str())), "{left:?}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wake_that_was_set_is_made_up_for_when_its_time_passed_without_a_service() -> Result<()> {
+    let images = tempfile::tempdir()?;
+    let mut stage = stage(images.path())?;
+    let session = stage.make(&wish()?).await?;
+    let at = Timestamp::now().checked_add(Duration::from_secs(1))?;
+    for every_seconds in [None, Some(3600)] {
+        let wake = Wake { at, every_seconds };
+        let set = stage.service().call::<_, SessionInfo>(Method::POST, "/v1/sessions/a/wakes", &wake).await?;
+        ensure!(set.wakes.contains(&wake), "{:?}", set.wakes);
+    }
+    stage.stop_service()?;
+    eventually("the time has come", || Ok(Timestamp::now() > at)).await?;
+    stage.start_service()?;
+    until(&session, |info| info.vm.phase == Phase::Starting).await?;
+    let now: SessionInfo = stage.service().get("/v1/sessions/a").await?;
+    let next = Wake { at: at.checked_add(Duration::from_secs(3600))?, every_seconds: Some(3600) };
+    ensure!(now.wakes == [next], "{:?}", now.wakes);
+    let cleared: SessionInfo = stage.service().call(Method::DELETE, "/v1/sessions/a/wakes", &()).await?;
+    ensure!(cleared.wakes.is_empty(), "{:?}", cleared.wakes);
+    let hectic = Wake { at, every_seconds: Some(1) };
+    let refused = stage.service().call::<_, SessionInfo>(Method::POST, "/v1/sessions/a/wakes", &hectic).await;
+    ensure!(refused.is_err_and(|error| error.to_string().contains("60 s is the least")));
+    // It was being made.
+    let asked = Instant::now();
+    stage.stop_service()?;
+    ensure!(asked.elapsed() < ENDS_WITHIN, "it took {:?} to end", asked.elapsed());
+    ensure!(stage.processes()?.is_empty(), "{:?} are left", stage.processes()?);
     Ok(())
 }
 

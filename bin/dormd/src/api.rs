@@ -9,7 +9,7 @@ use axum::routing::{delete, get, post};
 use axum::{Json, Router};
 use dormouse_api::{
     API_VERSION, ApiError, ChangeSettings, CreateSession, CreateTemplate, ErrorCode, SessionInfo,
-    SessionName, TemplateInfo, VerifyAnswer, Version,
+    SessionName, TemplateInfo, VerifyAnswer, Version, Wake,
 };
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -32,6 +32,7 @@ pub(crate) fn router(table: Arc<Table>) -> Router {
         .route("/v1/templates/{name}", delete(remove_template))
         .route("/v1/sessions/{name}/settings", post(change))
         .route("/v1/sessions/{name}/verify", post(verify))
+        .route("/v1/sessions/{name}/wakes", post(set_wake).delete(clear_wakes))
         .fallback(async || Failed(ApiError::new(ErrorCode::NotFound, "there is no such endpoint")))
         .with_state(table)
 }
@@ -89,6 +90,21 @@ async fn verify(
     Path(name): Path<String>,
 ) -> Result<Json<VerifyAnswer>, Failed> {
     table.verify(&parse(&name)?).await.map(Json).map_err(Failed)
+}
+
+async fn set_wake(
+    State(table): State<Arc<Table>>,
+    Path(name): Path<String>,
+    Json(wake): Json<Wake>,
+) -> Result<Json<SessionInfo>, Failed> {
+    table.set_wake(&parse(&name)?, wake).map(Json).map_err(Failed)
+}
+
+async fn clear_wakes(
+    State(table): State<Arc<Table>>,
+    Path(name): Path<String>,
+) -> Result<Json<SessionInfo>, Failed> {
+    table.clear_wakes(&parse(&name)?).map(Json).map_err(Failed)
 }
 
 async fn remove(State(table): State<Arc<Table>>, Path(name): Path<String>) -> Result<StatusCode, Failed> {

@@ -62,6 +62,7 @@ async fn main() -> Result<()> {
     }
     let leftovers = Arc::clone(&table);
     tokio::spawn(async move { leftovers.end_leftovers().await });
+    tokio::spawn(Arc::clone(&table).keep_wakes());
     loop {
         tokio::select! {
             accepted = listener.accept() => match accepted {

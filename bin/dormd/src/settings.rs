@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use dormouse_api::link::{EngineFacts, HostSettings};
 use dormouse_api::{
     ApiError, ChangeSettings, CrashPolicy, CreateSession, ErrorCode, IdleAction, IdleTimeout, ImageChoice,
-    NetworkKind, Registries, RunningContainers, SessionId, SessionName,
+    NetworkKind, Registries, RunningContainers, SessionId, SessionName, Wake,
 };
 use dormouse_client::Home;
 use dormouse_vm::{CPUS_MAX, MEMORY_MIB_MIN, Qemu};
@@ -88,6 +88,9 @@ pub(crate) struct Settings {
     /// Where ports are published whose clients name no address.
     #[serde(default = "this_host_only")]
     pub(crate) publish_address: IpAddr,
+    /// When it is woken though nobody asks for it, soonest first.
+    #[serde(default)]
+    pub(crate) wakes: Vec<Wake>,
 }
 
 /// Of records that say nothing about it.
@@ -166,6 +169,7 @@ impl Settings {
             asleep_answers: wish.asleep_answers.unwrap_or(true),
             registries: wish.registries.clone(),
             publish_address: wish.publish_address.unwrap_or_else(this_host_only),
+            wakes: Vec::new(),
         };
         settings.check(host)?;
         Ok(settings)
@@ -367,6 +371,7 @@ mod tests {
             HOST,
         )
         .unwrap();
+        settings.wakes.push(Wake { at: jiff::Timestamp::now(), every_seconds: Some(60) });
         settings.write(folder.path()).unwrap();
         assert_eq!(Settings::read(folder.path()).unwrap(), settings);
         settings.format = 9;

@@ -1,5 +1,7 @@
 //! The table of sessions.
 
+mod wakes;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, DirBuilder};
 use std::io;
@@ -15,7 +17,7 @@ use dormouse_api::{
 };
 use dormouse_client::{Endpoint, Home, UserSettings};
 use dormouse_snapshot::Template;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
@@ -45,6 +47,8 @@ pub(crate) struct Table {
     home: Home,
     factory: Arc<Factory>,
     rows: Mutex<BTreeMap<SessionName, Row>>,
+    /// A wake was set, or taken back.
+    wakes_changed: Notify,
 }
 
 #[derive(Debug)]
@@ -57,6 +61,13 @@ struct Row {
     listening: watch::Receiver<bool>,
     /// Absent for an ephemeral session, and when somebody else has the store: then its VM will not start.
     _store: Option<storage::Lock>,
+}
+
+impl Row {
+    /// What its host last told, and what the service alone knows.
+    fn told(&self) -> SessionInfo {
+        SessionInfo { wakes: self.settings.wakes.clone(), ..self.info.borrow().clone() }
+    }
 }
 
 fn internal(error: impl std::fmt::Display) -> ApiError {
@@ -78,7 +89,7 @@ impl Table {
         let factory = Arc::new(Factory::new(home.clone()));
         let sweeper = Arc::clone(&factory);
         tokio::spawn(async move { sweeper.sweep().await });
-        let table = Self { home, factory, rows: Mutex::new(BTreeMap::new()) };
+        let table = Self { home, factory, rows: Mutex::new(BTreeMap::new()), wakes_changed: Notify::new() };
         for entry in fs::read_dir(table.home.sessions())? {
             let folder = entry?.path();
             if leftovers::finish(&folder)? {
@@ -172,12 +183,12 @@ impl Table {
 
     /// Every session, by name.
     pub(crate) fn all(&self) -> Vec<SessionInfo> {
-        self.rows().values().map(|row| row.info.borrow().clone()).collect()
+        self.rows().values().map(Row::told).collect()
     }
 
     /// One session.
     pub(crate) fn get(&self, name: &SessionName) -> Result<SessionInfo, ApiError> {
-        self.rows().get(name).map(|row| row.info.borrow().clone()).ok_or_else(|| unknown(name))
+        self.rows().get(name).map(Row::told).ok_or_else(|| unknown(name))
     }
 
     /// One session, with what it wakes from as that is now.
@@ -185,7 +196,7 @@ impl Table {
         let (mut info, settings) = {
             let rows = self.rows();
             let row = rows.get(name).ok_or_else(|| unknown(name))?;
-            (row.info.borrow().clone(), row.settings.clone())
+            (row.told(), row.settings.clone())
         };
         info.snapshot = match info.vm.phase {
             Phase::Absent => self.factory.snapshot_info(&settings),
@@ -492,6 +503,7 @@ fn fresh(settings: &Settings, runtime: &Path) -> SessionInfo {
             used_bytes: 0,
         },
         snapshot: None,
+        wakes: settings.wakes.clone(),
         termination: None,
         docker_socket: runtime.join("docker.sock"),
         control_socket: runtime.join("control.sock"),

@@ -12,6 +12,7 @@
 //! | `GET /v1/sessions/{name}` | [`SessionInfo`], without waking anything |
 //! | `POST /v1/sessions/{name}/open` | [`SessionInfo`]; makes the session `default` on its first use |
 //! | `POST /v1/sessions/{name}/settings` with [`ChangeSettings`] | [`SessionInfo`]; also while it sleeps |
+//! | `POST /v1/sessions/{name}/wakes` with [`Wake`], `DELETE` | [`SessionInfo`]; sets one more, takes all back |
 //! | `POST /v1/sessions/{name}/verify` | [`VerifyAnswer`], once the whole snapshot was read; wakes nothing |
 //! | `DELETE /v1/sessions/{name}` | 204; terminates it, then removes the session and its storage |
 //! | `GET /v1/templates` | `[TemplateInfo]` |
@@ -46,6 +47,7 @@ mod name;
 mod registries;
 mod session;
 mod template;
+mod wake;
 
 /// The header with which an answer tells, to the client whose request woke the VM and to nobody else, what was not as it
 /// should be then. There may be several.
@@ -62,6 +64,7 @@ pub use session::{
     VerifyAnswer, Version, VmInfo, WaitFor,
 };
 pub use template::{CreateTemplate, TemplateInfo};
+pub use wake::{WAKE_EVERY_SECONDS_MIN, WAKES_MAX, Wake};
 
 /// Version of the control API: the `v1` in its paths.
 pub const API_VERSION: u32 = 1;

@@ -9,7 +9,7 @@ use std::str::FromStr;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::{Registries, SessionId, SessionName};
+use crate::{Registries, SessionId, SessionName, Wake};
 
 /// Who answers on `dormd.sock`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -278,6 +278,9 @@ pub struct SessionInfo {
     /// What it wakes from; `null` while its VM is up, and when it would be booted.
     #[serde(default)]
     pub snapshot: Option<SnapshotInfo>,
+    /// When it will be woken though nobody asks for it, soonest first. Only the service knows of it: its host tells none.
+    #[serde(default)]
+    pub wakes: Vec<Wake>,
     /// Why the last incarnation ended; `null` while none has.
     pub termination: Option<TerminationInfo>,
     /// The Docker socket, for `DOCKER_HOST=unix://...`.

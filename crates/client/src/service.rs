@@ -12,7 +12,7 @@ use std::time::Duration;
 use command_fds::{CommandFdExt, FdMapping};
 use dormouse_api::{
     ChangeSettings, CreateSession, CreateTemplate, SessionInfo, SessionName, TemplateInfo, VerifyAnswer,
-    Version,
+    Version, Wake,
 };
 use http::Method;
 use tokio::net::UnixStream;
@@ -144,6 +144,22 @@ impl Service {
         change: &ChangeSettings,
     ) -> Result<SessionInfo, ClientError> {
         self.endpoint.call(Method::POST, &format!("/v1/sessions/{name}/settings"), change).await
+    }
+
+    /// Sets one more time at which the session is woken.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn set_wake(&self, name: &SessionName, wake: &Wake) -> Result<SessionInfo, ClientError> {
+        self.endpoint.call(Method::POST, &format!("/v1/sessions/{name}/wakes"), wake).await
+    }
+
+    /// Takes them all back.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn clear_wakes(&self, name: &SessionName) -> Result<SessionInfo, ClientError> {
+        self.endpoint.call(Method::DELETE, &format!("/v1/sessions/{name}/wakes"), &()).await
     }
 
     /// All templates.

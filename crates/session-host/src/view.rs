@@ -66,6 +66,7 @@ pub(crate) fn info(facts: &Facts, session: &Session, config: Config) -> SessionI
         network: network(settings.network),
         storage: storage(&settings.storage, settings.storage_bytes),
         snapshot: None,
+        wakes: Vec::new(),
         termination: view.termination.map(|end| TerminationInfo {
             reason: reason(end.reason),
             details: end.details.to_string(),

@@ -8,6 +8,7 @@ pub(crate) mod settings;
 mod sleep;
 mod state;
 mod told;
+mod wake;
 
 pub(crate) use state::phase;
 
@@ -41,6 +42,8 @@ pub(crate) enum Session {
     Stop(state::Named),
     /// Wake a session's VM, and give it no work.
     Resume(state::Named),
+    /// Wake a session's VM now, at a time, or again and again.
+    Wake(wake::WakeArguments),
     /// Read the whole snapshot of a sleeping session, and refuse it from now on if it isn't what was put to sleep.
     Verify(state::Named),
     /// Print the value for DOCKER_HOST.
@@ -80,6 +83,7 @@ pub(crate) async fn run(context: &Context, command: Session) -> Done {
         Session::Suspend(named) => sleep::now(context, named, Some(IdleAction::Suspend)).await,
         Session::Stop(named) => sleep::now(context, named, Some(IdleAction::Stop)).await,
         Session::Resume(named) => state::resume(context, named).await,
+        Session::Wake(wake) => wake.run(context).await,
         Session::Verify(named) => state::verify(context, named).await,
         Session::DockerHost(named) => state::docker_host(context, named).await,
         Session::Logs(logs) => logs.run(context).await,

@@ -105,7 +105,7 @@ pub(crate) async fn unpin(context: &Context, name: Option<SessionName>) -> Done 
 }
 
 /// A length of time with its unit.
-fn time(text: &str) -> Result<Duration, String> {
+pub(super) fn time(text: &str) -> Result<Duration, String> {
     let wrong = || format!("{text:?} is no length of time: try 90s, 30m, 2h or 1d");
     let end = text.find(|letter: char| !letter.is_ascii_digit()).ok_or_else(wrong)?;
     let number: u64 = text[..end].parse().map_err(|_| wrong())?;

@@ -6,7 +6,10 @@ use std::process::Stdio;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail, ensure};
-use dormouse_api::{Checksum, CreateSession, HistoryEntry, How, IdleTimeout, RunningContainers, SessionInfo};
+use dormouse_api::{
+    Checksum, CreateSession, HistoryEntry, How, IdleTimeout, MemoryForm, RunningContainers, SessionInfo,
+    SnapshotInfo,
+};
 use dormouse_client::Endpoint;
 use dormouse_vm_tests::root_process::guest_output;
 use dormouse_vm_tests::stage::{
@@ -266,6 +269,8 @@ const DAMAGES: &[Damage] = &[
     ("a memory file from elsewhere", other_memory, "another file"),
     ("a seal that was changed", change_seal, "description is damaged"),
     ("a seal that is no text", garble_seal, "description is damaged"),
+    ("a compressed memory with a flipped bit", flip_compressed, "can't be decompressed"),
+    ("a compressed memory that was cut short", cut_compressed, "it was cut short"),
 ];
 
 #[tokio::test(flavor = "multi_thread")]
@@ -278,7 +283,12 @@ async fn a_snapshot_that_was_changed_is_refused_with_its_reason_and_the_disk_is_
     let damages = if cfg!(feature = "long") { DAMAGES } else { &[] };
     for (what, damage, words) in damages {
         guest_output(&session, &format!("echo {what} > /var/lib/docker/marker; sync")).await?;
+        let is_compressed = what.starts_with("a compressed");
+        set(&stage, &session, "snapshots.compress-after", if is_compressed { "0" } else { "never" }).await?;
         fall_asleep(&session).await?;
+        if is_compressed {
+            until_compressed(&stage, &session).await?;
+        }
         damage(&store)?;
         let read = async || {
             let mut command = std::process::Command::new(program("dorm"));
@@ -311,8 +321,7 @@ async fn asked_for_by_name(stage: &Stage, session: &SessionInfo) -> Result<()> {
     until_told(stage, session, "suspend", "was suspended").await?;
     let verified = dorm(stage, session, "verify").await?;
     ensure!(verified.contains("intact") || verified.contains("now it has"), "{verified}");
-    let told: SessionInfo = serde_json::from_str(&dorm(stage, session, "inspect").await?)?;
-    let snapshot = told.snapshot.context("a suspended session has a snapshot")?;
+    let snapshot = snapshot_of(stage, session).await?;
     ensure!(snapshot.checksum == Checksum::Made && snapshot.unfit.is_none(), "{snapshot:?}");
     ensure!(snapshot.used_bytes > 1 << 20 && snapshot.key["number of CPUs"] != "0", "{snapshot:?}");
     println!("figure: snapshot of an idle VM on disk = {} MB", snapshot.used_bytes / 1_000_000);
@@ -320,6 +329,7 @@ async fn asked_for_by_name(stage: &Stage, session: &SessionInfo) -> Result<()> {
     let resumed = dorm(stage, session, "resume").await?;
     ensure!(resumed.contains("as it fell asleep"), "{resumed}");
     ensure!(dorm(stage, session, "verify").await?.contains("no snapshot"), "it is used up");
+    an_old_snapshot_is_compressed_and_wakes_all_the_same(stage, session).await?;
 
     guest_output(session, "echo flipped > /var/lib/docker/marker; sync").await?;
     until_told(stage, session, "suspend", "was suspended").await?;
@@ -339,11 +349,70 @@ async fn asked_for_by_name(stage: &Stage, session: &SessionInfo) -> Result<()> {
     the_oldest_snapshot_is_given_up(stage, session).await
 }
 
+/// A second time with a wake that comes while it is compressed: each sleep is older than no time at all.
+async fn an_old_snapshot_is_compressed_and_wakes_all_the_same(
+    stage: &Stage,
+    session: &SessionInfo,
+) -> Result<()> {
+    let store = &session.storage.path;
+    let marker = "/run/marker";
+    guest_output(session, &format!("echo kept in memory > {marker}")).await?;
+    set(stage, session, "snapshots.compress-after", "0").await?;
+    until_told(stage, session, "suspend", "was suspended").await?;
+    let snapshot = until_compressed(stage, session).await?;
+    println!("figure: compressed snapshot of an idle VM on disk = {} MB", snapshot.used_bytes / 1_000_000);
+    ensure!(snapshot.checksum == Checksum::Made && snapshot.unfit.is_none(), "{snapshot:?}");
+    ensure!(!store.join("memory").exists(), "the memory lies there twice");
+    ensure!(dorm(stage, session, "verify").await?.contains("intact"), "it is what was put to sleep");
+    let begun = Instant::now();
+    let kept = guest_output(session, &format!("cat {marker}")).await?;
+    println!("figure: compressed snapshot to a program's output = {} ms", begun.elapsed().as_millis());
+    let info = inspect(session).await?;
+    ensure!(kept.trim() == "kept in memory" && info.vm.how == Some(How::Resume), "{kept:?}, {:?}", info.vm);
+    ensure!(!store.join("memory.compressed").exists(), "it was used");
+
+    until_told(stage, session, "suspend", "was suspended").await?;
+    until_there(&store.join("memory.compressing")).await?;
+    let kept = guest_output(session, &format!("cat {marker}")).await?;
+    let info = inspect(session).await?;
+    ensure!(kept.trim() == "kept in memory" && info.vm.how == Some(How::Resume), "{kept:?}, {:?}", info.vm);
+    let log = std::fs::read_to_string(stage.home().join("dormd.log"))?;
+    ensure!(log.contains("a compression was called off"), "it raced nothing\n{log}");
+    set(stage, session, "snapshots.compress-after", "never").await
+}
+
+async fn until_compressed(stage: &Stage, session: &SessionInfo) -> Result<SnapshotInfo> {
+    let mut look = tokio::time::interval(Duration::from_millis(50));
+    let compressed = async {
+        loop {
+            let snapshot = snapshot_of(stage, session).await?;
+            if snapshot.memory == MemoryForm::Compressed {
+                return anyhow::Ok(snapshot);
+            }
+            look.tick().await;
+        }
+    };
+    tokio::time::timeout(STATE_WITHIN, compressed)
+        .await
+        .with_context(|| format!("it is never compressed\n{}", stage.logs(session)))?
+}
+
+async fn snapshot_of(stage: &Stage, session: &SessionInfo) -> Result<SnapshotInfo> {
+    let told: SessionInfo = serde_json::from_str(&dorm(stage, session, "inspect").await?)?;
+    told.snapshot.context("a suspended session has a snapshot")
+}
+
+/// Sets a user's setting.
+async fn set(stage: &Stage, session: &SessionInfo, name: &str, value: &str) -> Result<()> {
+    let mut line = std::process::Command::new(program("dorm"));
+    line.args(["settings", "set", name, value]).env("DORM_HOME", stage.home());
+    ensure!(stage.finish(session, line).await?.status.success(), "{name} can't be set");
+    Ok(())
+}
+
 /// Over the limit a snapshot goes, its session boots from the disk, and is told why.
 async fn the_oldest_snapshot_is_given_up(stage: &Stage, session: &SessionInfo) -> Result<()> {
-    let mut line = std::process::Command::new(program("dorm"));
-    line.args(["settings", "set", "snapshots.limit", "1M"]).env("DORM_HOME", stage.home());
-    ensure!(stage.finish(session, line).await?.status.success(), "the limit can't be set");
+    set(stage, session, "snapshots.limit", "1M").await?;
     guest_output(session, "echo given up > /var/lib/docker/marker; sync").await?;
     until_told(stage, session, "suspend", "was suspended").await?;
     let seal = session.storage.path.join("snapshot.json");
@@ -417,6 +486,19 @@ fn other_memory(store: &Path) -> Result<()> {
     let copy = file(store, "copy");
     dormouse_vm::copy_sparse(&file(store, "memory"), &copy)?;
     Ok(std::fs::rename(copy, file(store, "memory"))?)
+}
+
+fn flip_compressed(store: &Path) -> Result<()> {
+    use std::os::unix::fs::FileExt as _;
+    let file = std::fs::File::options().read(true).write(true).open(file(store, "memory.compressed"))?;
+    let (at, mut byte) = (file.metadata()?.len() / 2, [0]);
+    file.read_exact_at(&mut byte, at)?;
+    Ok(file.write_all_at(&[byte[0] ^ 1], at)?)
+}
+
+fn cut_compressed(store: &Path) -> Result<()> {
+    let file = std::fs::File::options().write(true).open(file(store, "memory.compressed"))?;
+    Ok(file.set_len(file.metadata()?.len() / 2)?)
 }
 
 fn change_seal(store: &Path) -> Result<()> {

@@ -82,6 +82,8 @@ struct Asides {
     suspends: Vec<Duration>,
     /// What the first snapshot of each new session took on the disk, in bytes.
     snapshot_bytes: Vec<u64>,
+    /// The same, compressed.
+    compressed_bytes: Vec<u64>,
 }
 
 impl Wake {
@@ -91,6 +93,7 @@ impl Wake {
         let home = Home::start(&self.images)?;
         eprintln!("making the template");
         home.make_template()?;
+        home.compress_after("never")?;
         let session = home.create("bench")?;
         // Copied from the template; from then on its disk is its own.
         session.ask()?;
@@ -98,6 +101,7 @@ impl Wake {
         let mut cold = Series::named("own cold boot");
         let mut clone = Series::named("new session, from a template");
         let mut resume = Series::named("resume of a snapshot");
+        let mut compressed = Series::named("resume of a compressed snapshot");
         let mut debian = Series::named("the usual VM");
         let mut asides = Asides::default();
         for round in 1..=self.rounds {
@@ -113,6 +117,13 @@ impl Wake {
             clone.add(fresh.wake("clone")?);
             asides.suspends.push(fresh.sleep("suspend")?);
             asides.snapshot_bytes.push(fresh.snapshot_bytes()?);
+            home.compress_after("0")?;
+            // A sleep is what has the service look at its snapshots.
+            fresh.ask()?;
+            fresh.sleep("suspend")?;
+            asides.compressed_bytes.push(fresh.until_compressed()?);
+            home.compress_after("never")?;
+            compressed.add(fresh.wake("resume")?);
             fresh.remove()?;
             if boots {
                 // Nothing of ours runs while the other is measured.
@@ -122,6 +133,6 @@ impl Wake {
             }
         }
         session.remove()?;
-        report::write(&self.out, &[resume, clone, cold, debian], &asides)
+        report::write(&self.out, &[resume, compressed, clone, cold, debian], &asides)
     }
 }

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! ephemeral ──► from the kernel up, in memory
-//! sealed store ─── fits ──► woken from its snapshot
+//! sealed store ─── fits ──► woken from its snapshot, which is decompressed before if need be
 //!    │ doesn't fit: void
 //!    ▼
 //! blank disk, a template fits ──► copied from the template, then woken
@@ -12,6 +12,7 @@
 //! from the kernel up
 //! ```
 
+mod compress;
 mod engine;
 mod limit;
 mod template;
@@ -29,6 +30,7 @@ use dormouse_vm::{GuestFiles, KvmPolicy, ProbeOptions, Qemu, SnapshotKey, Start,
 use tokio::sync::{Mutex, OnceCell, RwLock};
 use tokio_util::sync::CancellationToken;
 
+use self::compress::Compressing;
 pub(crate) use self::engine::forget as forget_engine;
 pub(crate) use self::template::{Shape, api_error};
 use self::volatile::Volatile;
@@ -46,8 +48,10 @@ pub(crate) struct Factory {
     making_template: Mutex<()>,
     /// Cancelled when the service goes down.
     closing: CancellationToken,
-    /// Held for writing by who removes snapshots of sessions that sleep, for reading by who makes VMs of them.
+    /// Held for writing by who removes or replaces snapshots of sessions that sleep, for reading by who makes VMs of them.
     stores: RwLock<()>,
+    /// What is being compressed.
+    compressing: Compressing,
 }
 
 impl Factory {
@@ -58,6 +62,7 @@ impl Factory {
             making_template: Mutex::new(()),
             closing: CancellationToken::new(),
             stores: RwLock::new(()),
+            compressing: Compressing::default(),
         }
     }
 
@@ -132,6 +137,7 @@ impl Factory {
             qemu: qemu.clone(),
             notes: Vec::new(),
         };
+        self.compressing.call_off(&settings.id);
         // Until there is a VM that can be seen.
         let _stores = self.stores.read().await;
         // Kept until QEMU has opened what is in it.
@@ -196,10 +202,11 @@ impl Plan {
             Ok(Some(seal)) => Ok(seal),
             Err(unfit) => Err(anyhow::Error::from(unfit)),
         };
-        let woken = seal.and_then(|seal| {
+        let woken = seal.and_then(|mut seal| {
             let hash = seal.key.guest_image.parse().map_err(|()| anyhow!("it names no guest image"))?;
             let config = VmConfig { start: Start::Incoming, ..self.config(&self.images.open(&hash)?) };
             seal.check(store, &SnapshotKey::of(&config, &self.qemu))?;
+            seal.decompress(store)?;
             Ok(config)
         });
         match woken {

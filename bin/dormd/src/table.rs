@@ -88,7 +88,10 @@ impl Table {
         folders.create(home.sessions())?;
         let factory = Arc::new(Factory::new(home.clone()));
         let sweeper = Arc::clone(&factory);
-        tokio::spawn(async move { sweeper.sweep().await });
+        tokio::spawn(async move {
+            sweeper.sweep().await;
+            sweeper.compress_old_snapshots().await;
+        });
         let table = Self { home, factory, rows: Mutex::new(BTreeMap::new()), wakes_changed: Notify::new() };
         for entry in fs::read_dir(table.home.sessions())? {
             let folder = entry?.path();

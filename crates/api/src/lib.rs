@@ -59,9 +59,9 @@ pub use name::{DEFAULT_SESSION, NAME_BYTES_MAX, NameError, SessionId, SessionNam
 pub use registries::{Registries, check_insecure, check_mirror, network};
 pub use session::{
     ChangeSettings, Checksum, CrashPolicy, CreateSession, HistoryEntry, Hold, HoldInfo, HoldKind, How,
-    IdleAction, IdleInfo, IdleTimeout, ImageChoice, NetworkInfo, NetworkKind, Phase, Pin, RunningContainers,
-    SessionInfo, SessionState, SleepAnswer, SnapshotInfo, StorageInfo, TerminationInfo, TerminationReason,
-    VerifyAnswer, Version, VmInfo, WaitFor,
+    IdleAction, IdleInfo, IdleTimeout, ImageChoice, MemoryForm, NetworkInfo, NetworkKind, Phase, Pin,
+    RunningContainers, SessionInfo, SessionState, SleepAnswer, SnapshotInfo, StorageInfo, TerminationInfo,
+    TerminationReason, VerifyAnswer, Version, VmInfo, WaitFor,
 };
 pub use template::{CreateTemplate, TemplateInfo};
 pub use wake::{WAKE_EVERY_SECONDS_MIN, WAKES_MAX, Wake};

@@ -472,6 +472,9 @@ pub struct SnapshotInfo {
     pub generation: u64,
     /// What it takes on the host, in bytes.
     pub used_bytes: u64,
+    /// How its memory lies there.
+    #[serde(default)]
+    pub memory: MemoryForm,
     /// Of its memory.
     pub checksum: Checksum,
     /// What it fits: a VM with another value of any of these can't be woken from it.
@@ -490,12 +493,24 @@ impl SnapshotInfo {
             made_at: Timestamp::UNIX_EPOCH,
             generation: 0,
             used_bytes: 0,
+            memory: MemoryForm::Plain,
             checksum: Checksum::Pending,
             key: BTreeMap::new(),
             unfit: Some("its description is damaged".to_owned()),
             voided_by: Vec::new(),
         }
     }
+}
+
+/// How the memory of a snapshot lies on the disk.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MemoryForm {
+    /// A VM can be made of it as it is.
+    #[default]
+    Plain,
+    /// It takes less space, and is decompressed when it is woken.
+    Compressed,
 }
 
 /// How far the checksum of a snapshot's memory is.

@@ -138,6 +138,13 @@ pub const KEYS: &[Key] = &[
         // No matter of one session's.
         take: |text, _| size(text).map(drop),
     },
+    Key {
+        name: "snapshots.compress-after",
+        about: "Seconds that a session has slept when its snapshot is compressed, or \"never\"",
+        default: "3600",
+        example: "600",
+        take: |text, _| text.parse::<IdleTimeout>().map(drop),
+    },
 ];
 
 /// What is set, and what was wrong with the rest.

@@ -2,9 +2,10 @@
 
 use std::path::Path;
 
-use dormouse_api::{Checksum, SnapshotInfo, VerifyAnswer};
+use dormouse_api::{Checksum, MemoryForm, SnapshotInfo, VerifyAnswer};
 use dormouse_vm::{SnapshotKey, allocated_bytes};
 
+use crate::compressed::{COMPRESSED, Compressed};
 use crate::seal::{MEMORY, Origin, STATE, Seal, Unfit};
 
 /// What is told of the snapshot in a store; `None` where there is none. `needed` is what a VM that is started now would
@@ -22,11 +23,16 @@ pub fn info(store: &Path, needed: Option<&SnapshotKey>) -> Option<SnapshotInfo> 
         (false, true) => Checksum::Made,
         (false, false) => Checksum::Pending,
     };
+    let (memory, unreadable) = match Compressed::open(store, &seal) {
+        Ok(None) => (MemoryForm::Plain, None),
+        Ok(Some(_)) => (MemoryForm::Compressed, None),
+        Err(unfit) => (MemoryForm::Compressed, Some(unfit.to_string())),
+    };
     let unfit = match (checksum, needed.map(|needed| seal.key.fits(needed))) {
         (_, Some(Err(mismatch))) => Some(mismatch.to_string()),
         (Checksum::Wrong, _) => Some("its memory is damaged".to_owned()),
         (Checksum::Pending, _) if seal.is_of_an_earlier_host() => Some(Unfit::Unsafe.to_string()),
-        (Checksum::Pending | Checksum::Made, _) => None,
+        (Checksum::Pending | Checksum::Made, _) => unreadable,
     };
     let mut voided_by = vec!["the next wake, which uses it up".to_owned()];
     voided_by.extend(seal.key.parts().map(|(what, has)| format!("another {what} than {has}")));
@@ -36,7 +42,11 @@ pub fn info(store: &Path, needed: Option<&SnapshotKey>) -> Option<SnapshotInfo> 
     Some(SnapshotInfo {
         made_at: seal.sealed_at,
         generation,
-        used_bytes: [MEMORY, STATE].iter().filter_map(|name| allocated_bytes(&store.join(name)).ok()).sum(),
+        used_bytes: [MEMORY, COMPRESSED, STATE]
+            .iter()
+            .filter_map(|name| allocated_bytes(&store.join(name)).ok())
+            .sum(),
+        memory,
         checksum,
         key: seal.key.parts().map(|(what, has)| (what.to_owned(), has)).into(),
         unfit,

@@ -8,6 +8,7 @@
 //!   memory.state    the state of the devices
 //!   snapshot.json   the seal: these three belong together, and what they fit
 //!   memory.sum      the memory's checksum, made after the seal
+//!   memory.compressed   in place of `memory`, in a snapshot that nobody woke for long
 //! ```
 //!
 //! ```text
@@ -21,6 +22,7 @@
 //!
 //! A *template* is a store that was sealed once and that nobody wakes: it is copied, and the copy is woken.
 
+mod compressed;
 mod digest;
 mod giving_up;
 mod info;
@@ -28,7 +30,7 @@ mod seal;
 mod sum;
 mod template;
 
-pub use digest::memory_digest;
+pub use compressed::{Beside, tidy};
 pub use giving_up::{FREE_BYTES_MIN, give_up, given_up};
 pub use info::{info, verify};
 pub use seal::{DISK, MEMORY, Origin, STATE, Seal, SealError, Unfit, clear, discard};

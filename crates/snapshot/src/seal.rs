@@ -9,6 +9,7 @@ use dormouse_vm::{KeyMismatch, SnapshotKey};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
+use crate::compressed::{self, Compressed};
 use crate::sum::{OTHER_SUM, SUM};
 
 /// Version of the seal, and of the layout that it describes.
@@ -23,6 +24,9 @@ pub const STATE: &str = "memory.state";
 /// The seal, and what is left of one that was broken.
 const SEAL: &str = "snapshot.json";
 const BROKEN: &str = "snapshot.used";
+
+/// What is wrong with a memory that isn't there.
+pub(crate) const GONE: &str = "it is gone";
 
 /// Longest file that is read whole, in bytes: a seal, a checksum, a device state.
 const FILE_BYTES_MAX: u64 = 64 * 1024 * 1024;
@@ -57,6 +61,13 @@ pub enum Origin {
     },
     /// A template's: who wakes it must renew what may not be the same in two guests.
     Template,
+}
+
+/// Whether the host was started again since the memory was sealed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Since {
+    SameHost,
+    EarlierHost,
 }
 
 /// By this a memory file is known again without reading it.
@@ -136,7 +147,7 @@ impl Seal {
             key,
             boot,
             sealed_at: jiff::Timestamp::now(),
-            memory: MemoryFile::look(&store.join(MEMORY)).map_err(cannot("look at the memory file"))?,
+            memory: MemoryFile::in_store(store).map_err(cannot("look at the memory file"))?,
             state_sha256: state_digest(store).map_err(cannot("read the device state"))?,
         };
         seal.write(store).map_err(cannot("write the seal"))?;
@@ -158,13 +169,19 @@ impl Seal {
     /// # Errors
     /// See [`SealError`].
     pub(crate) fn make_for_copy(&self, copy: &Path) -> Result<Self, SealError> {
-        let memory = MemoryFile::look(&copy.join(MEMORY)).map_err(cannot("look at the memory file"))?;
+        let memory = MemoryFile::in_store(copy).map_err(cannot("look at the memory file"))?;
         let seal = Self { memory, ..self.clone() };
         seal.write(copy).map_err(cannot("write the seal"))?;
         Ok(seal)
     }
 
-    fn write(&self, store: &Path) -> io::Result<()> {
+    /// From now on the memory is in this file.
+    pub(crate) fn is_now(&mut self, memory: &File) -> io::Result<()> {
+        self.memory = MemoryFile::look(&memory.metadata()?)?;
+        Ok(())
+    }
+
+    pub(crate) fn write(&self, store: &Path) -> io::Result<()> {
         let sealed = Sealed { seal: self.clone(), sha256: self.digest() };
         // Under a name of its own: a template's is renewed by whoever comes first.
         let mut beside = tempfile::Builder::new().prefix(SEAL).tempfile_in(store)?;
@@ -199,17 +216,37 @@ impl Seal {
     pub fn check(&self, store: &Path, needed: &SnapshotKey) -> Result<(), Unfit> {
         self.key.fits(needed)?;
         self.check_state(store)?;
-        let found = MemoryFile::look(&store.join(MEMORY))?;
-        if found.bytes != self.memory.bytes {
-            return Err(Unfit::Memory("it has another size"));
+        match Compressed::open(store, self)? {
+            // On the disk before it was in its place, and each part of it has a checksum of its own, which is compared when
+            // it is decompressed.
+            Some(compressed) => self.check_known(store, compressed.bytes()),
+            None => match self.check_memory_file(store)? {
+                Since::SameHost => Ok(()),
+                Since::EarlierHost => self.verify(store),
+            },
         }
+    }
+
+    /// Is the memory file the one that was sealed, as far as can be told without reading it?
+    pub(crate) fn check_memory_file(&self, store: &Path) -> Result<Since, Unfit> {
+        let found = match MemoryFile::in_store(store) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(Unfit::Memory(GONE)),
+            found => found?,
+        };
+        self.check_known(store, found.bytes)?;
         if found.inode != self.memory.inode {
             return Err(Unfit::Memory("it is another file"));
         }
-        if self.is_condemned(store) {
-            return Err(Unfit::Memory(OTHER_SUM));
+        let is_same = found.host_boot == self.memory.host_boot;
+        Ok(if is_same { Since::SameHost } else { Since::EarlierHost })
+    }
+
+    /// Has it the right size, and was nothing found wrong with it?
+    fn check_known(&self, store: &Path, bytes: u64) -> Result<(), Unfit> {
+        if bytes != self.memory.bytes {
+            return Err(Unfit::Memory("it has another size"));
         }
-        if found.host_boot == self.memory.host_boot { Ok(()) } else { self.verify(store) }
+        if self.is_condemned(store) { Err(Unfit::Memory(OTHER_SUM)) } else { Ok(()) }
     }
 
     /// Is the device state the one that was sealed?
@@ -244,8 +281,11 @@ impl Seal {
 }
 
 impl MemoryFile {
-    fn look(path: &Path) -> io::Result<Self> {
-        let found = fs::metadata(path)?;
+    fn in_store(store: &Path) -> io::Result<Self> {
+        Self::look(&fs::metadata(store.join(MEMORY))?)
+    }
+
+    fn look(found: &fs::Metadata) -> io::Result<Self> {
         Ok(Self { bytes: found.len(), inode: found.ino(), host_boot: host_boot()? })
     }
 }
@@ -261,7 +301,7 @@ fn host_boot() -> io::Result<String> {
 /// When the seal can't be removed; nothing else was then.
 pub fn discard(store: &Path) -> io::Result<()> {
     remove(&store.join(SEAL))?;
-    for name in [BROKEN, SUM, STATE, MEMORY] {
+    for name in [BROKEN, SUM, STATE, MEMORY].iter().chain(&compressed::FILES) {
         if let Err(error) = remove(&store.join(name)) {
             tracing::warn!(name, %error, "can't remove what is left of a snapshot");
         }
@@ -274,10 +314,10 @@ pub fn discard(store: &Path) -> io::Result<()> {
 /// # Errors
 /// When that can't be removed.
 pub fn clear(store: &Path) -> io::Result<()> {
-    [BROKEN, SUM, STATE].iter().try_for_each(|name| remove(&store.join(name)))
+    [BROKEN, SUM, STATE].iter().chain(&compressed::FILES).try_for_each(|name| remove(&store.join(name)))
 }
 
-fn remove(path: &Path) -> io::Result<()> {
+pub(crate) fn remove(path: &Path) -> io::Result<()> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
@@ -340,7 +380,13 @@ pub(crate) mod tests {
     }
 
     pub(crate) fn sealed(folder: &Path) -> (PathBuf, Seal) {
+        sealed_with(folder, |_| {})
+    }
+
+    /// The same, with the memory changed before.
+    pub(crate) fn sealed_with(folder: &Path, change: impl FnOnce(&Path)) -> (PathBuf, Seal) {
         let store = store(folder);
+        change(&store.join(MEMORY));
         let seal = Seal::make(&store, Origin::Session { generation: 3 }, key(), "boot".into()).unwrap();
         (store, seal)
     }

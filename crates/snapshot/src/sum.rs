@@ -8,8 +8,9 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use crate::compressed::Compressed;
 use crate::digest::memory_digest;
-use crate::seal::{MEMORY, Seal, SealError, Unfit, cannot, read_whole};
+use crate::seal::{GONE, MEMORY, Seal, SealError, Unfit, cannot, read_whole};
 
 /// The file with the checksum of the memory.
 pub(crate) const SUM: &str = "memory.sum";
@@ -59,16 +60,46 @@ impl Seal {
             return Err(Unfit::Memory(OTHER_SUM));
         }
         self.check_state(store)?;
-        let found = memory_digest(&store.join(MEMORY), || true)?;
-        if found.as_ref() == Some(&sum.sha256) {
-            return Ok(());
+        let found = self.open_memory(store)?.digest();
+        self.compare(store, sum, found)
+    }
+
+    /// Takes over the checksum of a memory that was read whole, or compares it with the one that there is.
+    pub(crate) fn settle_sum(&self, store: &Path, sha256: String) -> Result<(), Unfit> {
+        match self.sum(store)? {
+            None if self.is_of_an_earlier_host() => Err(Unfit::Unsafe),
+            None => Ok(write(store, &Sum { seal: self.id.clone(), sha256, condemned: false })?),
+            Some(sum) => self.compare(store, sum, Ok(sha256)),
         }
+    }
+
+    /// Condemns a memory that was found to be another one.
+    fn compare(&self, store: &Path, sum: Sum, found: Result<String, Unfit>) -> Result<(), Unfit> {
+        let unfit = match found {
+            Ok(sha256) if sha256 == sum.sha256 => return Ok(()),
+            Ok(_) => Unfit::Memory(OTHER_SUM),
+            Err(unfit @ Unfit::Memory(_)) => unfit,
+            Err(unreadable) => return Err(unreadable),
+        };
         // A guest that runs on changes its memory, rightly.
         if !self.is_whole(store) {
             return Err(Unfit::Woken);
         }
         write(store, &Sum { condemned: true, ..sum })?;
-        Err(Unfit::Memory(OTHER_SUM))
+        Err(unfit)
+    }
+
+    fn open_memory(&self, store: &Path) -> Result<Memory, Unfit> {
+        let compressed = || Ok::<_, Unfit>(Compressed::open(store, self)?.map(Memory::Compressed));
+        if let Some(memory) = compressed()? {
+            return Ok(memory);
+        }
+        match File::open(store.join(MEMORY)) {
+            Ok(file) => Ok(Memory::Plain(file)),
+            // It may have been compressed just now.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => compressed()?.ok_or(Unfit::Memory(GONE)),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Writes the memory out and makes its checksum, so that the seal holds over a restart of the host. Takes seconds, and
@@ -78,8 +109,12 @@ impl Seal {
     /// # Errors
     /// See [`SealError`].
     pub fn make_sum(&self, store: &Path) -> Result<(), SealError> {
-        let memory = store.join(MEMORY);
-        File::open(&memory).and_then(|file| file.sync_all()).map_err(cannot("write the memory out"))?;
+        let memory = match File::open(store.join(MEMORY)) {
+            // Who compressed it has made one.
+            Err(error) if error.kind() == io::ErrorKind::NotFound && self.has_sum(store) => return Ok(()),
+            opened => opened.map_err(cannot("open the memory file"))?,
+        };
+        memory.sync_all().map_err(cannot("write the memory out"))?;
         let sha256 =
             memory_digest(&memory, || self.is_whole(store)).map_err(cannot("read the memory file"))?;
         match sha256 {
@@ -88,6 +123,21 @@ impl Seal {
                 write(store, &sum).map_err(cannot("write the memory's checksum"))
             }
             Some(_) | None => Ok(()),
+        }
+    }
+}
+
+/// A memory that is read.
+enum Memory {
+    Plain(File),
+    Compressed(Compressed),
+}
+
+impl Memory {
+    fn digest(self) -> Result<String, Unfit> {
+        match self {
+            Self::Plain(file) => Ok(memory_digest(&file, || true)?.unwrap_or_default()),
+            Self::Compressed(compressed) => compressed.digest(),
         }
     }
 }

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
@@ -19,6 +19,9 @@ use super::{ANSWER_WITHIN, Measured};
 
 /// How often a sleep is asked for that something stands in the way of.
 const TRIES: usize = 100;
+
+/// How often it is asked whether a snapshot is compressed.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 /// A service. It ends with this.
 pub(super) struct Home {
@@ -70,6 +73,12 @@ impl Home {
 
     pub(super) fn make_template(&self) -> Result<()> {
         ask(&self.socket(), "POST", "/v1/templates", "{}").map(drop)
+    }
+
+    /// Sets when snapshots are compressed.
+    pub(super) fn compress_after(&self, seconds: &str) -> Result<()> {
+        let settings = format!("[snapshots]\ncompress-after = \"{seconds}\"\n");
+        Ok(std::fs::write(self.folder.path().join("settings.toml"), settings)?)
     }
 
     /// A session that never sleeps by itself.
@@ -174,6 +183,20 @@ impl Session {
     pub(super) fn snapshot_bytes(&self) -> Result<u64> {
         let info: Value = ask(&self.control, "GET", "/v1/session", "")?;
         info["snapshot"]["used_bytes"].as_u64().context("there is no snapshot")
+    }
+
+    /// Waits until its snapshot is compressed. Gives what that takes on the disk, in bytes.
+    pub(super) fn until_compressed(&self) -> Result<u64> {
+        let begun = Instant::now();
+        loop {
+            let info = ask(&self.service, "GET", &format!("/v1/sessions/{}", self.name), "")?;
+            let snapshot = &info["snapshot"];
+            if snapshot["memory"] == "compressed" {
+                return snapshot["used_bytes"].as_u64().context("a snapshot has a size");
+            }
+            ensure!(begun.elapsed() < ANSWER_WITHIN, "it is never compressed: {snapshot}");
+            std::thread::park_timeout(LOOK_EVERY);
+        }
     }
 
     pub(super) fn remove(self) -> Result<()> {

@@ -76,11 +76,13 @@ fn page(series: &[Series], asides: &Asides) -> String {
         }
     }
     let suspend = (quantile(&asides.suspends, 0.5), quantile(&asides.suspends, 0.9));
-    let (median, most) = sizes(asides);
+    let [(median, most), (compressed, compressed_most)] =
+        [&asides.snapshot_bytes, &asides.compressed_bytes].map(|bytes| sizes(bytes));
     let _ = write!(
         page,
         "\n| beside | median | p90 |\n|---|---|---|\n| suspend, from the order to QEMU gone | {} s | {} s |\n\
-         | first snapshot of a new session, on the disk | {median} MB | {most} MB (most) |\n",
+         | first snapshot of a new session, on the disk | {median} MB | {most} MB (most) |\n\
+         | the second, compressed | {compressed} MB | {compressed_most} MB (most) |\n",
         seconds(suspend.0),
         seconds(suspend.1)
     );
@@ -88,8 +90,8 @@ fn page(series: &[Series], asides: &Asides) -> String {
 }
 
 /// Median and most, in MB.
-fn sizes(asides: &Asides) -> (u64, u64) {
-    let mut bytes = asides.snapshot_bytes.clone();
+fn sizes(bytes: &[u64]) -> (u64, u64) {
+    let mut bytes = bytes.to_vec();
     bytes.sort_unstable();
     let at = |index: usize| bytes.get(index).copied().unwrap_or_default() / 1_000_000;
     (at(bytes.len() / 2), at(bytes.len().saturating_sub(1)))
@@ -140,6 +142,7 @@ fn figures(series: &[Series], asides: &Asides) -> Result<String> {
         "wakes": all,
         "suspend_ms": milliseconds(&asides.suspends),
         "snapshot_bytes": asides.snapshot_bytes,
+        "compressed_bytes": asides.compressed_bytes,
     });
     Ok(serde_json::to_string_pretty(&figures)? + "\n")
 }
@@ -221,7 +224,11 @@ mod tests {
             phases: vec![("kernel".to_owned(), vec![Duration::from_secs(1); 3])],
         };
         let series = [of("resume", 1), of("usual", 25)];
-        let asides = Asides { suspends: vec![Duration::from_secs(1)], snapshot_bytes: vec![300_000_000] };
+        let asides = Asides {
+            suspends: vec![Duration::from_secs(1)],
+            snapshot_bytes: vec![300_000_000],
+            ..Asides::default()
+        };
         let page = page(&series, &asides);
         assert!(page.contains("| resume | 3 | 1.00 s | 1.00 s | 1.00 s | 25.0 times as fast |"), "{page}");
         assert!(page.contains("| usual: kernel | 1.00 s | 1.00 s |"), "{page}");

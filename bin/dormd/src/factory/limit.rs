@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::Result;
-use dormouse_api::SessionId;
+use dormouse_api::{MemoryForm, SessionId, SnapshotInfo};
 use dormouse_client::{Home, UserSettings, size};
 use dormouse_snapshot::FREE_BYTES_MIN;
 use dormouse_vm::VmRecord;
@@ -20,11 +20,12 @@ const PART: u64 = 4;
 
 /// A snapshot that somebody sleeps on.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Kept {
-    session: SessionId,
-    store: PathBuf,
-    made_at: Timestamp,
-    bytes: u64,
+pub(super) struct Kept {
+    pub(super) session: SessionId,
+    pub(super) store: PathBuf,
+    pub(super) made_at: Timestamp,
+    pub(super) bytes: u64,
+    pub(super) memory: MemoryForm,
 }
 
 impl Factory {
@@ -39,6 +40,7 @@ impl Factory {
             Ok(Err(error)) => tracing::warn!(error = format!("{error:#}"), "snapshots can't be limited"),
             Err(error) => tracing::warn!(%error, "snapshots can't be limited"),
         }
+        self.compressing.look_again();
     }
 }
 
@@ -63,7 +65,7 @@ fn limit(home: &Home) -> Result<()> {
 }
 
 /// Snapshots of sessions whose VM is gone.
-fn kept(home: &Home) -> Result<Vec<Kept>> {
+pub(super) fn kept(home: &Home) -> Result<Vec<Kept>> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(home.sessions())? {
         let Ok(settings) = Settings::read(&entry?.path()) else { continue };
@@ -72,7 +74,8 @@ fn kept(home: &Home) -> Result<Vec<Kept>> {
         let is_gone = record.is_none_or(|record| matches!(record.is_up(), Ok(false)));
         if is_gone {
             let (session, store) = (settings.id, settings.storage);
-            found.push(Kept { session, store, made_at: info.made_at, bytes: info.used_bytes });
+            let SnapshotInfo { made_at, used_bytes: bytes, memory, .. } = info;
+            found.push(Kept { session, store, made_at, bytes, memory });
         }
     }
     Ok(found)
@@ -103,6 +106,7 @@ mod tests {
             store: PathBuf::from(age.to_string()),
             made_at: Timestamp::from_second(1000 - age).unwrap(),
             bytes: *bytes << 20,
+            memory: MemoryForm::Plain,
         };
         (0..).zip(sizes).map(kept).collect()
     }

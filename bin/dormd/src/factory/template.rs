@@ -107,9 +107,10 @@ impl Factory {
         Ok(tokio::task::spawn_blocking(move || templates.publish(unfinished)).await??)
     }
 
-    /// Makes no more templates; one that is being made is given up.
+    /// Makes no more templates and compresses nothing more; what is under way is given up.
     pub(crate) async fn close(&self) {
         self.closing.cancel();
+        self.compressing.ended().await;
         drop(self.making_template.lock().await);
     }
 

@@ -284,3 +284,6 @@ const fn network(kind: NetworkKind) -> dormouse_vm::NetworkKind {
         NetworkKind::None => dormouse_vm::NetworkKind::None,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -42,7 +42,7 @@ pub enum TemplateError {
     #[error(transparent)]
     Seal(#[from] SealError),
     /// It doesn't fit, or is damaged.
-    #[error("the template can't be used: {0}")]
+    #[error(transparent)]
     Unfit(#[from] Unfit),
     /// Somebody copies it.
     #[error("the template {0} is in use")]
@@ -71,10 +71,10 @@ impl TemplateStore {
         Self { folder }
     }
 
-    /// The template with this key, if there is one; one that is damaged counts as none, and is removed.
+    /// The template with this key, if there is one.
     ///
     /// # Errors
-    /// See [`TemplateError`].
+    /// See [`TemplateError`]. One that is [unfit](TemplateError::Unfit) is removed.
     pub fn find(&self, key: &SnapshotKey) -> Result<Option<Template>, TemplateError> {
         let Some(mut template) = self.open(&key.digest())? else { return Ok(None) };
         match template.seal.check(&template.folder, key) {
@@ -88,7 +88,7 @@ impl TemplateStore {
                 drop(template);
                 tracing::warn!(%unfit, "a template can't be used and is removed");
                 self.remove(&key.digest())?;
-                Ok(None)
+                Err(unfit.into())
             }
         }
     }
@@ -109,7 +109,7 @@ impl TemplateStore {
             Err(Unfit::Seal) => {
                 drop(in_use);
                 self.remove(name)?;
-                Ok(None)
+                Err(Unfit::Seal.into())
             }
             Err(unfit) => Err(unfit.into()),
         }
@@ -166,7 +166,12 @@ impl TemplateStore {
         for entry in entries {
             let name = entry.map_err(cannot("read the folder of templates"))?.file_name();
             if let Some(name) = name.to_str().filter(|name| !name.starts_with(UNFINISHED)) {
-                found.extend(self.open(name)?);
+                match self.open(name) {
+                    Err(TemplateError::Unfit(unfit)) => {
+                        tracing::warn!(%unfit, "a template can't be used");
+                    }
+                    opened => found.extend(opened?),
+                }
             }
         }
         Ok(found)
@@ -315,16 +320,17 @@ mod tests {
         std::os::unix::fs::FileExt::write_all_at(&memory, b"n", 0).unwrap();
         assert!(templates.find(&key()).unwrap().is_some());
         Seal::read(&path).unwrap().unwrap().of_an_earlier_host().written(&path);
+        assert!(matches!(templates.find(&key()), Err(TemplateError::Unfit(Unfit::Memory(_)))));
         assert!(templates.find(&key()).unwrap().is_none(), "a template that was damaged is removed");
     }
 
     #[test]
-    fn a_damaged_template_counts_as_none() {
+    fn a_damaged_template_is_refused_once_and_then_there_is_none() {
         let folder = tempfile::tempdir().unwrap();
         let templates = TemplateStore::new(folder.path().to_owned());
         let path = folder.path().join(made(&templates).name());
         fs::write(path.join(STATE), "other").unwrap();
-        assert!(templates.find(&key()).unwrap().is_none());
-        assert!(!path.exists());
+        assert!(matches!(templates.find(&key()), Err(TemplateError::Unfit(Unfit::State))));
+        assert!(!path.exists() && templates.find(&key()).unwrap().is_none());
     }
 }

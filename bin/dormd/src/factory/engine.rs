@@ -78,7 +78,7 @@ fn numbers(version: &str) -> Vec<u64> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use dormouse_guest_image::{MANIFEST_FORMAT, Manifest, hash_file};
 
     use super::*;
@@ -100,7 +100,7 @@ mod tests {
     }
 
     /// Publishes an image that differs from others by its engine, and gives its hash.
-    fn publish(folder: &Path, images: &ImageStore, engine: &str) -> String {
+    pub(in super::super) fn publish(folder: &Path, images: &ImageStore, engine: &str) -> String {
         let built = folder.join(format!("built-{engine}"));
         std::fs::create_dir_all(&built).unwrap();
         let mut files = std::collections::BTreeMap::new();

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use dormouse_api::{CreateTemplate, ErrorCode};
 use dormouse_client::program_beside_this_one;
-use dormouse_snapshot::{DISK, MEMORY, Template};
+use dormouse_snapshot::{DISK, MEMORY, Template, TemplateError};
 use dormouse_vm::{
     Adoption, Monitor, SnapshotKey, Start, VmConfig, VmRecord, adopt, create_data_disk, spawn,
 };
@@ -89,8 +89,10 @@ impl Factory {
             niceness: NICENESS,
             lonely_after: None,
         };
-        if let Some(template) = templates.find(&SnapshotKey::of(&config, qemu))? {
-            return Ok(template);
+        match templates.find(&SnapshotKey::of(&config, qemu)) {
+            Ok(Some(template)) => return Ok(template),
+            Ok(None) | Err(TemplateError::Unfit(_)) => {}
+            Err(error) => return Err(error.into()),
         }
         create_data_disk(&config.data_disk, STORAGE_BYTES).context("can't make the template's disk")?;
         reap(&runtime_dir).await;
@@ -178,8 +180,7 @@ async fn reap(runtime_dir: &Path) {
 }
 
 /// What went wrong, for the API.
-pub(crate) fn api_error(error: &dormouse_snapshot::TemplateError) -> dormouse_api::ApiError {
-    use dormouse_snapshot::TemplateError;
+pub(crate) fn api_error(error: &TemplateError) -> dormouse_api::ApiError {
     let code = match error {
         TemplateError::Missing(_) => ErrorCode::NotFound,
         TemplateError::InUse(_) => ErrorCode::Busy,

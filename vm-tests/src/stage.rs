@@ -176,7 +176,10 @@ impl Stage {
     /// # Errors
     /// The service's.
     pub async fn make(&self, wish: &CreateSession) -> Result<SessionInfo, ClientError> {
-        self.service().call(http::Method::POST, "/v1/sessions", wish).await
+        let service = self.service();
+        let made = service.call(http::Method::POST, "/v1/sessions", wish);
+        let late = |_| ClientError::Answer(format!("there is none\n{}", self.waits()));
+        tokio::time::timeout(STATE_WITHIN, made).await.map_err(late)?
     }
 
     /// Makes the session `default` with this grace period. Its first VM is copied from a template, which is made once for

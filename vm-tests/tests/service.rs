@@ -398,7 +398,9 @@ async fn a_service_whose_hosts_come_and_go_ends_as_soon_as_it_is_asked_to() -> R
         std::thread::park_timeout(Duration::from_micros(20) * (round % 250));
         let asked = Instant::now();
         stage.stop_service()?;
-        ensure!(asked.elapsed() < ENDS_WITHIN, "round {round}: it took {:?} to end", asked.elapsed());
+        let took = asked.elapsed();
+        ensure!(took < ENDS_WITHIN, "round {round}: it took {took:?} to end\n{}", stage.logs(&session));
+        eventually("its hosts are gone too", || Ok(stage.processes()?.is_empty())).await?;
         stage.start_service()?;
     }
     Ok(())

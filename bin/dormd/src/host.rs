@@ -98,14 +98,6 @@ struct Sockets {
     doors: Vec<OwnedFd>,
 }
 
-/// How a link ended.
-enum End {
-    /// The host is gone.
-    Host,
-    /// Nobody needs this session any more.
-    Session,
-}
-
 impl Keeper {
     /// Runs until the session is removed or the service goes down.
     pub(crate) async fn run(mut self) {
@@ -157,10 +149,13 @@ impl Keeper {
                     }
                 }
             };
-            match self.serve(found, &mut sockets).await {
-                Ok(End::Session) => return Ok(()),
-                Ok(End::Host) => {}
-                Err(error) => {
+            let mut terms = Terms::Serves;
+            let served = self.serve(found, &mut sockets, &mut terms).await;
+            match (served, terms) {
+                (_, Terms::Ends) => return Ok(()),
+                // It may leave without having read all that it was sent.
+                (_, Terms::LetGo) | (Ok(()), Terms::Serves) => {}
+                (Err(error), Terms::Serves) => {
                     tracing::warn!(session = %self.settings.name, %error, "the link to the host broke");
                     sleep(RESTART_AFTER).await;
                 }
@@ -203,44 +198,43 @@ impl Keeper {
         Ok(Link::attach(&runtime, false).await?.0)
     }
 
-    async fn serve(&mut self, link: Link, sockets: &mut Sockets) -> io::Result<End> {
+    /// Until the host is gone.
+    async fn serve(&mut self, link: Link, sockets: &mut Sockets, terms: &mut Terms) -> io::Result<()> {
         let Link { mut lines, mut writer } = link;
         let (made, mut results) = mpsc::channel(1);
-        let mut terms = Terms::Serves;
         loop {
             let reply = tokio::select! {
                 message = lines.next::<ToService>() => match message? {
-                    None if terms == Terms::Ends => return Ok(End::Session),
-                    None => return Ok(End::Host),
+                    None => return Ok(()),
                     Some(ToService::Attached { info, .. } | ToService::Changed(info)) => {
                         let before = self.info.send_replace(*info);
                         self.fell_asleep(&before);
                         None
                     }
                     Some(asked) => {
-                        if terms == Terms::LetGo {
-                            terms = Terms::Serves;
+                        if *terms == Terms::LetGo {
+                            *terms = Terms::Serves;
                         }
                         self.answer(asked, &mut lines, sockets, &made)?
                     }
                 },
                 Some(result) = results.recv() => Some(result),
-                order = self.orders.next(), if terms == Terms::Serves => {
+                order = self.orders.next(), if *terms == Terms::Serves => {
                     let order = order.unwrap_or(Order::Shutdown);
                     if let Err(error) = send(&mut writer, &self.told(&order)).await {
                         tracing::warn!(session = %self.settings.name, %error, "the host can't be told: the next will be");
                         self.orders.untold = Some(order);
-                        return Ok(End::Host);
+                        return Ok(());
                     }
                     if order == Order::Shutdown {
-                        terms = Terms::Ends;
+                        *terms = Terms::Ends;
                     }
                     None
                 }
             };
             if let Some(reply) = reply {
-                if reply == ToHost::Go && terms == Terms::Serves {
-                    terms = Terms::LetGo;
+                if reply == ToHost::Go && *terms == Terms::Serves {
+                    *terms = Terms::LetGo;
                 }
                 send(&mut writer, &reply).await?;
             }

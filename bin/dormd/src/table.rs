@@ -385,13 +385,13 @@ impl Table {
         };
         // Hooks are told of the end of what they were told of.
         let is_told = self.home.session(&self.id_of(name)?).join("facts.jsonl").exists();
-        let is_over =
-            info.borrow().state == SessionState::Terminated && info.borrow().vm.phase == Phase::Absent;
+        // One look at it only: a second one beside it would wait for a writer that waits for the first.
+        let ended =
+            |info: &SessionInfo| info.state == SessionState::Terminated && info.vm.phase == Phase::Absent;
+        let is_over = ended(&info.borrow());
         if is_told && !is_over {
             let _ = orders.send(end).await;
-            let ended = info
-                .wait_for(|info| info.state == SessionState::Terminated && info.vm.phase == Phase::Absent);
-            if timeout(TERMINATED_WITHIN, ended).await.is_err() {
+            if timeout(TERMINATED_WITHIN, info.wait_for(ended)).await.is_err() {
                 return Err(
                     ApiError::new(ErrorCode::Busy, "the session did not end in time").hint("try again")
                 );

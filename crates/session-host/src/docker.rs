@@ -80,16 +80,19 @@ impl Engine for SessionEngine {
 
     async fn answer(&self, request: &RequestHead, class: Class) -> Result<Option<Answer>, Refusal> {
         let watched = self.owner.info();
-        let info = watched.borrow();
-        if class == Class::Events && request.is_http_1_1 && info.state == SessionState::Running {
-            return self.face.events.answer(&request.target, watched.clone()).map(Some);
+        let (state, phase, generation) = {
+            let info = watched.borrow();
+            (info.state, info.vm.phase, info.vm.generation)
+        };
+        if class == Class::Events && request.is_http_1_1 && state == SessionState::Running {
+            return self.face.events.answer(&request.target, watched).map(Some);
         }
         if class != Class::Reads {
             return Ok(None);
         }
         self.face.asleep.asked(request);
-        let sleeps = info.vm.phase == Phase::Absent && info.state == SessionState::Running;
-        let answer = sleeps.then(|| self.face.asleep.answer(request, info.vm.generation)).flatten();
+        let sleeps = phase == Phase::Absent && state == SessionState::Running;
+        let answer = sleeps.then(|| self.face.asleep.answer(request, generation)).flatten();
         Ok(answer.map(Answer::Whole))
     }
 

@@ -10,6 +10,7 @@ use dormouse_api::SessionName;
 use crate::clients::{DockerContext, DockerEnv};
 use crate::completion::{self, Completion};
 use crate::container::{self, Container};
+use crate::docker_listen::DockerListen;
 use crate::doctor::Doctor;
 use crate::error::{FAILED, SUCCESS};
 use crate::hold::HoldArguments;
@@ -105,6 +106,8 @@ pub(crate) enum Command {
     DockerContext(DockerContext),
     /// Take over the images and volumes of another engine of this machine, a dockerd or podman.
     ImportDocker(ImportDocker),
+    /// Serve the session's Docker socket over TCP, to who has a client certificate.
+    DockerListen(DockerListen),
     /// Join standard input and output with the session's Docker socket.
     DialStdio,
     /// Tell or change what new sessions get where nothing is asked for.
@@ -131,6 +134,7 @@ const OURS: &[&str] = &[
     "dial-stdio",
     "docker-context",
     "docker-env",
+    "docker-listen",
     "doctor",
     "hold",
     "import-docker",

@@ -8,6 +8,7 @@ mod clients;
 mod completion;
 mod container;
 mod context;
+mod docker_listen;
 mod doctor;
 mod error;
 mod format;
@@ -89,6 +90,7 @@ async fn run(arguments: Arguments) -> Done {
         Command::DockerEnv(env) => env.run(&context).await,
         Command::DockerContext(command) => command.run(&context).await,
         Command::ImportDocker(import) => import.run(&context).await,
+        Command::DockerListen(listen) => listen.run(&context).await,
         Command::DialStdio => clients::dial_stdio(&context).await,
         Command::Settings(settings) => settings.run(),
         Command::Hold(hold) => hold.run(&context).await,

@@ -1,6 +1,7 @@
 //! What a docker client sees of a session: the real docker client and compose, a real engine, asleep and awake.
 
 mod ports;
+mod tls;
 
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -44,6 +45,7 @@ async fn docker_clients_can_not_tell_a_session_from_an_engine_but_that_it_sleeps
     host_paths_are_refused_and_the_engines_socket_is_there(&stage, &session).await?;
     ports::ports_are_published_on_the_host(&stage, &session).await?;
     ports::datagrams_are_forwarded(&stage, &session).await?;
+    tls::only_clients_with_a_certificate_are_served(&stage, &session).await?;
     let mut events = Events::listen(&stage, &session)?;
     compose_works_over_a_sleep(&stage, &session).await?;
     events.heard("create").await?;

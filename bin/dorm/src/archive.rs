@@ -101,26 +101,64 @@ pub(crate) async fn write(
         }
         return Ok(out.flush().await?);
     };
-    let beside = path.with_file_name(format!(
-        ".{}.{}",
-        path.file_name().unwrap_or_default().to_string_lossy(),
-        std::process::id()
-    ));
+    let (file, beside) = Beside::create(&path)?;
     let failed = |error: io::Error| Failure::new(format!("can't write {}: {error}", path.display()));
-    let written = async {
-        let mut file = tokio::fs::File::create(&beside).await.map_err(failed)?;
-        while let Some(bytes) = from.bytes().await.map_err(broken)? {
-            file.write_all(&bytes).await.map_err(failed)?;
-            progress.advance(bytes.len() as u64);
-        }
-        file.flush().await.map_err(failed)?;
-        std::fs::rename(&beside, &path).map_err(failed)
+    let mut file = tokio::fs::File::from_std(file);
+    while let Some(bytes) = from.bytes().await.map_err(broken)? {
+        file.write_all(&bytes).await.map_err(failed)?;
+        progress.advance(bytes.len() as u64);
     }
-    .await;
-    if written.is_err() {
-        let _ = std::fs::remove_file(&beside);
+    file.flush().await.map_err(failed)?;
+    beside.keep()
+}
+
+/// A file beside the one that is wanted, which takes its place once it is complete, and is gone otherwise.
+#[derive(Debug)]
+pub(crate) struct Beside {
+    path: PathBuf,
+    wanted: PathBuf,
+}
+
+impl Beside {
+    /// Makes it, and opens it.
+    pub(crate) fn create(wanted: &Path) -> Result<(File, Self), Failure> {
+        let name = wanted.file_name().unwrap_or_default().to_string_lossy();
+        let path = wanted.with_file_name(format!(".{name}.{}", std::process::id()));
+        let file = File::create(&path)
+            .map_err(|error| Failure::new(format!("can't write {}: {error}", wanted.display())))?;
+        Ok((file, Self { path, wanted: wanted.to_owned() }))
     }
-    written
+
+    /// It is complete.
+    pub(crate) fn keep(self) -> Result<(), Failure> {
+        std::fs::rename(&self.path, &self.wanted)
+            .map_err(|error| Failure::new(format!("can't write {}: {error}", self.wanted.display())))
+    }
+}
+
+impl Drop for Beside {
+    fn drop(&mut self) {
+        // After a rename there is none.
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+/// Unpacks an archive that is written to the pipe into a folder, which is made.
+pub(crate) fn unpacking(
+    folder: PathBuf,
+) -> Result<(io::PipeWriter, tokio::task::JoinHandle<Result<(), Failure>>), Failure> {
+    let failed = move |error: io::Error, folder: &Path| {
+        Failure::new(format!("can't write {}: {error}", folder.display()))
+    };
+    std::fs::create_dir_all(&folder).map_err(|error| failed(error, &folder))?;
+    let (reader, writer) = io::pipe()?;
+    let work = tokio::task::spawn_blocking(move || {
+        let mut archive = tar::Archive::new(reader);
+        // Files are ours, as with docker; nothing leads out of the folder: `tar` sees to it.
+        archive.set_preserve_ownerships(false);
+        archive.unpack(&folder).map_err(|error| failed(error, &folder))
+    });
+    Ok((writer, work))
 }
 
 fn broken(error: dormouse_client::ClientError) -> Failure {

@@ -175,17 +175,9 @@ pub(crate) fn nobody() -> (HeaderName, HeaderValue) {
     (HeaderName::from_static("x-registry-auth"), HeaderValue::from_static("e30="))
 }
 
-/// What tells a build who one is at every registry that is known.
-pub(crate) fn all() -> Result<Option<(HeaderName, HeaderValue)>, Failure> {
-    let config = Config::read()?;
-    let mut known = Map::new();
-    let servers = ["auths", "credHelpers"].iter().filter_map(|key| config.values.get(*key)?.as_object());
-    for server in servers.flat_map(Map::keys) {
-        if let Some(identity) = config.identity(server)? {
-            known.insert(server.clone(), identity);
-        }
-    }
-    if known.is_empty() { Ok(None) } else { header("x-registry-config", &Value::Object(known)).map(Some) }
+/// Who one is at a registry, as its users call it; `None`: nobody.
+pub(crate) fn identity(server: &str) -> Result<Option<Value>, Failure> {
+    Config::read()?.identity(key(server))
 }
 
 impl Login {

@@ -37,6 +37,12 @@ pub(crate) fn size() -> Option<(u16, u16)> {
     (size.ws_row > 0 && size.ws_col > 0).then_some((size.ws_row, size.ws_col))
 }
 
+/// The same of the terminal that shows our errors.
+pub(crate) fn size_of_errors() -> Option<(u16, u16)> {
+    let size = tcgetwinsize(io::stderr()).ok()?;
+    (size.ws_row > 0 && size.ws_col > 0).then_some((size.ws_row, size.ws_col))
+}
+
 /// The keys that leave a container running, and how many of them were typed so far.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct DetachKeys {

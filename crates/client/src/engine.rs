@@ -211,10 +211,17 @@ impl Engine {
     /// # Errors
     /// See [`EngineError`].
     pub async fn hijack(&self, path: &str, body: Value) -> Result<Upgraded, EngineError> {
-        let call = Call::new(Method::POST, path)
-            .payload(Payload::Json(body))
+        self.upgrade(Call::new(Method::POST, path).payload(Payload::Json(body)), "tcp").await
+    }
+
+    /// Sends a request that turns its connection into one of another protocol.
+    ///
+    /// # Errors
+    /// See [`EngineError`].
+    pub async fn upgrade(&self, call: Call, protocol: &'static str) -> Result<Upgraded, EngineError> {
+        let call = call
             .header(header::CONNECTION, HeaderValue::from_static("Upgrade"))
-            .header(header::UPGRADE, HeaderValue::from_static("tcp"));
+            .header(header::UPGRADE, HeaderValue::from_static(protocol));
         let response = self.exchange(call).await?;
         if response.status() != StatusCode::SWITCHING_PROTOCOLS {
             return Err(refusal(response).await);

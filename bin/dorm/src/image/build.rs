@@ -4,20 +4,20 @@ use std::fs;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
-use clap::Args;
-use dormouse_client::{Call, Payload, Target};
-use http::Method;
+use clap::{Args, ValueEnum};
+use dormouse_client::{Payload, Target};
 use serde_json::{Value, json};
 
+use super::buildkit::spec::{self, Agent, Output, Secret};
+use super::buildkit::{self, Asked, Shown};
 use super::ignore::Ignored;
 use super::reference;
 use crate::archive;
 use crate::container::variables::pairs;
 use crate::context::Context;
 use crate::error::{Done, Failure, SUCCESS};
-use crate::message::{Shown, show};
-use crate::output::print;
-use crate::registry;
+use crate::operation::Operation;
+use crate::output::{print, warn};
 use crate::value::size;
 
 /// Longest Dockerfile that is read, in bytes.
@@ -49,29 +49,57 @@ pub(crate) struct Build {
     /// Say nothing but the image's id.
     #[arg(short, long)]
     quiet: bool,
+    /// How it is shown; live on a terminal and plain elsewhere when absent.
+    #[arg(long, value_enum, value_name = "HOW", default_value = "auto", hide_default_value = true)]
+    progress: How,
+    /// The same as --progress plain.
+    #[arg(long)]
+    verbose: bool,
+    /// Give its steps a secret: id=NAME[,src=FILE|,env=VARIABLE].
+    #[arg(long, value_name = "SECRET", value_parser = spec::secret)]
+    secret: Vec<Secret>,
+    /// Give its steps an SSH agent: default, or ID=SOCKET.
+    #[arg(long, value_name = "AGENT", value_parser = spec::agent)]
+    ssh: Vec<Agent>,
+    /// What it comes to instead of an image: FOLDER, -, or type=local|tar|oci|docker|image|registry|cacheonly[,dest=PATH].
+    #[arg(short, long, value_name = "OUTPUT", value_parser = spec::output)]
+    output: Option<Output>,
     /// Write the image's id to this file.
     #[arg(long, value_name = "FILE")]
     iidfile: Option<PathBuf>,
     /// The platform to build for.
     #[arg(long, value_name = "PLATFORM")]
     platform: Option<String>,
-    /// The network of its steps.
+    /// The network of its steps: default, none, or host (the VM).
     #[arg(long, value_name = "NETWORK")]
     network: Option<String>,
     /// One more line of its steps' /etc/hosts.
     #[arg(long, value_name = "HOST:ADDRESS")]
     add_host: Vec<String>,
-    /// Memory of its steps.
+    /// Docker's older builder had this; BuildKit's steps have the VM's memory.
     #[arg(short, long, value_name = "SIZE", value_parser = size)]
     memory: Option<u64>,
     /// Images whose layers may be used.
     #[arg(long, value_name = "IMAGE")]
     cache_from: Vec<String>,
-    /// Keep its steps' containers when it fails.
+    /// Docker's older builder had this; BuildKit keeps no containers.
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value = "true", default_missing_value = "true", hide_default_value = true, action = clap::ArgAction::Set)]
     rm: bool,
     /// The folder that it reads; - for a tar archive, or a Dockerfile alone, from standard input.
     path: PathBuf,
+}
+
+/// How a build is shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum How {
+    /// Live on a terminal, plain elsewhere.
+    Auto,
+    /// Line by line.
+    Plain,
+    /// Drawn again and again.
+    Tty,
+    /// Not at all.
+    Quiet,
 }
 
 /// What is sent to a build, and where its Dockerfile is in it.
@@ -83,28 +111,106 @@ struct Sent {
 impl Build {
     pub(crate) async fn run(self, context: &Context) -> Done {
         self.tag.iter().try_for_each(|tag| reference::check(tag)).map_err(Failure::new)?;
-        let sent = self.sent()?;
-        let operation = context.operation(format!("dorm build {}", self.path.display()), self.quiet).await?;
-        let mut call = Call::new(Method::POST, self.request(&sent.dockerfile)?).payload(sent.payload);
-        if let Some((name, value)) = registry::all()? {
-            call = call.header(name, value);
+        if self.memory.is_some() || !self.rm {
+            warn("--memory and --rm are of docker's older builder, and do nothing");
         }
-        let shown = if self.quiet { Shown::Quiet } else { Shown::Out };
-        let aside = operation
-            .during(async {
-                let reply = operation.engine.send(call).await?;
-                show(reply.lines(), shown).await
-            })
+        let output = self.output.clone().unwrap_or(Output::Image);
+        if matches!(output, Output::Push | Output::Saved(_)) && self.tag.is_empty() {
+            return Err(Failure::new("an image that goes elsewhere needs a name").hint("name it with --tag"));
+        }
+        if let Output::Tar(to) | Output::Saved(to) = &output {
+            archive::refuse_terminal(to.as_deref())?;
+        }
+        let asked = Asked::of(&self.secret, &self.ssh)?;
+        let sent = self.sent()?;
+        let operation = context
+            .operation(format!("dorm build {}", self.path.display()), self.shown() == Shown::Quiet)
             .await?;
-        let id = aside.iter().rev().find_map(|aux| aux["ID"].as_str()).unwrap_or_default();
+        let target = self.request(&sent.dockerfile, &output)?;
+        match output {
+            Output::Image | Output::Push | Output::Saved(_) => {
+                let image = self.image(&operation, target, sent.payload, asked).await?;
+                self.deliver(&operation, output, &image).await
+            }
+            Output::Cache => {
+                let built = buildkit::build(&operation, target, sent.payload, asked, self.shown());
+                operation.during(built).await.map(|_| SUCCESS)
+            }
+            Output::Tar(None) => {
+                let asked = asked.archive(Box::new(io::stdout()));
+                let built = buildkit::build(&operation, target, sent.payload, asked, self.shown());
+                operation.during(built).await.map(|_| SUCCESS)
+            }
+            Output::Tar(Some(to)) => {
+                let (file, beside) = archive::Beside::create(&to)?;
+                let asked = asked.archive(Box::new(file));
+                operation
+                    .during(buildkit::build(&operation, target, sent.payload, asked, self.shown()))
+                    .await?;
+                beside.keep()?;
+                Ok(SUCCESS)
+            }
+            Output::Folder(to) => {
+                let (pipe, unpacking) = archive::unpacking(to)?;
+                let asked = asked.archive(Box::new(pipe));
+                operation
+                    .during(buildkit::build(&operation, target, sent.payload, asked, self.shown()))
+                    .await?;
+                unpacking.await.map_err(Failure::new)??;
+                Ok(SUCCESS)
+            }
+        }
+    }
+
+    fn shown(&self) -> Shown {
+        match self.progress {
+            _ if self.quiet => Shown::Quiet,
+            How::Quiet => Shown::Quiet,
+            How::Tty => Shown::Live,
+            How::Plain => Shown::Plain,
+            How::Auto if self.verbose => Shown::Plain,
+            How::Auto => Shown::automatic(),
+        }
+    }
+
+    /// Builds an image, and gives its id.
+    async fn image(
+        &self,
+        operation: &Operation,
+        target: Target,
+        payload: Payload,
+        asked: Asked,
+    ) -> Result<String, Failure> {
+        let built = buildkit::build(operation, target, payload, asked, self.shown());
+        let id = operation.during(built).await?;
+        let id = id.ok_or_else(|| Failure::new("the engine built no image, and doesn't say why"))?;
         if let Some(path) = &self.iidfile {
-            fs::write(path, id)
+            fs::write(path, &id)
                 .map_err(|error| Failure::new(format!("can't write {}: {error}", path.display())))?;
+        }
+        Ok(id)
+    }
+
+    /// Brings the image to where it belongs.
+    async fn deliver(&self, operation: &Operation, output: Output, id: &str) -> Done {
+        match output {
+            Output::Push => {
+                for tag in &self.tag {
+                    operation.during(super::pull::push(operation, tag, false, self.quiet)).await?;
+                }
+            }
+            Output::Saved(to) => {
+                return operation
+                    .during(super::files::save(operation, &self.tag, to))
+                    .await
+                    .map(|()| SUCCESS);
+            }
+            Output::Image | Output::Tar(_) | Output::Folder(_) | Output::Cache => {}
         }
         if self.quiet { print(id) } else { Ok(SUCCESS) }
     }
 
-    fn request(&self, dockerfile: &str) -> Result<String, Failure> {
+    fn request(&self, dockerfile: &str, output: &Output) -> Result<Target, Failure> {
         let object = |texts: &[String]| {
             if texts.is_empty() { None } else { Some(Value::Object(pairs(texts)).to_string()) }
         };
@@ -123,10 +229,14 @@ impl Build {
             .maybe("target", self.target.as_deref())
             .when("nocache", self.no_cache)
             .when("pull", self.pull)
-            .with("rm", if self.rm { "1" } else { "0" })
             .maybe("platform", self.platform.as_deref())
-            .maybe("networkmode", self.network.as_deref())
-            .maybe("memory", self.memory.map(|bytes| bytes.to_string()));
+            .maybe("networkmode", self.network.as_deref());
+        target = match output {
+            Output::Image | Output::Push | Output::Saved(_) => target,
+            // A folder is unpacked here.
+            Output::Tar(_) | Output::Folder(_) => target.with("outputs", r#"[{"Type":"tar","Attrs":{}}]"#),
+            Output::Cache => target.with("outputs", r#"[{"Type":"cacheonly"}]"#),
+        };
         if !self.add_host.is_empty() {
             target = target.with("extrahosts", self.add_host.join(","));
         }
@@ -136,7 +246,7 @@ impl Build {
         for tag in &self.tag {
             target = target.with("t", tag.as_str());
         }
-        Ok(target.text())
+        Ok(target)
     }
 
     fn sent(&self) -> Result<Sent, Failure> {

@@ -12,6 +12,7 @@ use crate::archive;
 use crate::context::Context;
 use crate::error::{Done, Failure, SUCCESS};
 use crate::message::{Shown, show};
+use crate::operation::Operation;
 use crate::progress::Progress;
 
 #[derive(Args)]
@@ -45,6 +46,9 @@ pub(crate) struct Import {
     /// The platform that its files are for.
     #[arg(long, value_name = "PLATFORM")]
     platform: Option<String>,
+    /// Print the whole id, as is done anyway.
+    #[arg(long)]
+    no_trunc: bool,
     /// The archive, - for standard input, or a URL that the engine reads.
     file: PathBuf,
     /// What to call it.
@@ -81,18 +85,22 @@ impl Save {
     pub(crate) async fn run(self, context: &Context) -> Done {
         archive::refuse_terminal(self.output.as_deref())?;
         let operation = context.operation(format!("dorm save {}", self.images.join(" ")), false).await?;
-        let mut target = Target::new("/images/get");
-        for image in &self.images {
-            target = target.with("names", image.as_str());
-        }
-        operation
-            .during(async {
-                let reply = operation.engine.send(Call::new(Method::GET, target.text())).await?;
-                archive::write(reply.lines(), self.output, Progress::bytes("saving", None)).await
-            })
-            .await?;
-        Ok(SUCCESS)
+        operation.during(save(&operation, &self.images, self.output)).await.map(|()| SUCCESS)
     }
+}
+
+/// Writes images as a tar archive, `None`: to standard output.
+pub(super) async fn save(
+    operation: &Operation,
+    images: &[String],
+    to: Option<PathBuf>,
+) -> Result<(), Failure> {
+    let mut target = Target::new("/images/get");
+    for image in images {
+        target = target.with("names", image.as_str());
+    }
+    let reply = operation.engine.send(Call::new(Method::GET, target.text())).await?;
+    archive::write(reply.lines(), to, Progress::bytes("saving", None)).await
 }
 
 impl Import {

@@ -34,6 +34,9 @@ pub(crate) struct List {
     /// Ids only.
     #[arg(short, long)]
     quiet: bool,
+    /// Everything of each: --digests and --no-trunc.
+    #[arg(long)]
+    verbose: bool,
     /// Only those of this name.
     image: Option<String>,
 }
@@ -54,6 +57,8 @@ const COLUMNS: &[(&str, &str)] = &[
 
 impl List {
     pub(crate) async fn run(mut self, context: &Context) -> Done {
+        self.digests |= self.verbose;
+        self.no_trunc |= self.verbose;
         self.filter.extend(self.image.as_ref().map(|name| format!("reference={name}")));
         let target =
             Target::new("/images/json").when("all", self.all).maybe("filters", filters(&self.filter)?).text();

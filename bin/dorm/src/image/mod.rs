@@ -1,6 +1,7 @@
 //! `dorm image`, and its shortcuts at the root. One file per kind of command.
 
 mod build;
+mod buildkit;
 mod change;
 mod files;
 mod history;
@@ -15,7 +16,8 @@ use clap::Subcommand;
 use crate::context::Context;
 use crate::error::Done;
 
-pub(crate) use change::Remove;
+pub(crate) use build::Build;
+pub(crate) use change::{Remove, unknown};
 pub(crate) use list::List;
 pub(crate) use prune::images as prune_images;
 
@@ -26,7 +28,7 @@ pub(crate) enum Shortcut {
     Pull(pull::Pull),
     /// Send an image to a registry.
     Push(pull::Push),
-    /// Build an image from a Dockerfile.
+    /// Build an image from a Containerfile or Dockerfile, by BuildKit.
     Build(Box<build::Build>),
     /// Load images from a tar archive.
     Load(files::Load),

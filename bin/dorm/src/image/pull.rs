@@ -92,32 +92,29 @@ impl Pull {
     }
 }
 
+/// Sends an image to its registry.
+pub(super) async fn push(operation: &Operation, image: &str, all: bool, quiet: bool) -> Result<(), Failure> {
+    let (name, tag) = reference::split(image);
+    let target = Target::of("images", name, "/push")
+        .maybe("tag", if all { None } else { Some(tag.unwrap_or("latest")) })
+        .text();
+    // The engine wants the header even if there is nothing to say.
+    let (header, value) = match registry::authorization(reference::registry(image))? {
+        Some(known) => known,
+        None => registry::nobody(),
+    };
+    let reply = operation.engine.send(Call::new(Method::POST, target).header(header, value)).await?;
+    show(reply.lines(), if quiet { Shown::Quiet } else { Shown::Out }).await.map(drop)
+}
+
 impl Push {
     pub(crate) async fn run(self, context: &Context) -> Done {
         reference::check(&self.image).map_err(Failure::new)?;
-        let (name, tag) = reference::split(&self.image);
-        let registry = reference::registry(&self.image);
-        let target = Target::of("images", name, "/push")
-            .maybe("tag", if self.all_tags { None } else { Some(tag.unwrap_or("latest")) })
-            .text();
-        if tag.is_none() && !self.all_tags && !self.quiet {
+        if reference::split(&self.image).1.is_none() && !self.all_tags && !self.quiet {
             print("Using default tag: latest")?;
         }
         let operation = context.operation(format!("dorm push {}", self.image), self.quiet).await?;
-        let mut call = Call::new(Method::POST, target);
-        // The engine wants the header even if there is nothing to say.
-        let (header, value) = match registry::authorization(registry)? {
-            Some(known) => known,
-            None => registry::nobody(),
-        };
-        call = call.header(header, value);
-        let shown = if self.quiet { Shown::Quiet } else { Shown::Out };
-        operation
-            .during(async {
-                let reply = operation.engine.send(call).await?;
-                show(reply.lines(), shown).await
-            })
-            .await?;
+        operation.during(push(&operation, &self.image, self.all_tags, self.quiet)).await?;
         if self.quiet { print(reference::canonical(&self.image)) } else { Ok(SUCCESS) }
     }
 }

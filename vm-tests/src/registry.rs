@@ -1,6 +1,7 @@
 //! A network of a test's own with a registry in it, which guests reach as they reach any host of their owner's.
 
 use std::net::{SocketAddr, TcpStream};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -10,6 +11,15 @@ use crate::project;
 
 /// The host on its only network, which is no loopback: a guest may reach it, as its owner can.
 pub const HOST_V4: &str = "192.0.2.7";
+
+/// Whom a private registry serves.
+pub const USER: &str = "me";
+
+/// With this.
+pub const PASSWORD: &str = "secret";
+
+/// The same by bcrypt, the only way that the registry takes.
+const PASSWORD_HASH: &str = "$2y$05$abcdefghijklmnopqrstuuOQiyCxlgf/oeuTqixKmWdcYUh4Hjl0a";
 
 /// Longest start of a registry.
 const LISTENS_WITHIN: Duration = Duration::from_secs(60);
@@ -47,6 +57,36 @@ impl Registry {
     /// # Errors
     /// When `scripts/install-registry` wasn't run, or it doesn't listen.
     pub fn start() -> Result<Self> {
+        Self::with("")
+    }
+
+    /// Starts one that speaks TLS, with a certificate that nobody signed, and serves [`USER`] with [`PASSWORD`] only.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn start_private(folder: &Path) -> Result<Self> {
+        let [key, certificate, users] = ["key.pem", "certificate.pem", "users"].map(|name| folder.join(name));
+        let subject = ["-subj", "/CN=registry", "-addext", &format!("subjectAltName=IP:{HOST_V4}")];
+        let made = Command::new("openssl")
+            .args(["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-keyout"])
+            .arg(&key)
+            .arg("-out")
+            .arg(&certificate)
+            .args(subject)
+            .stderr(Stdio::null())
+            .status()
+            .context("can't run openssl")?;
+        ensure!(made.success(), "openssl ended with {made}");
+        std::fs::write(&users, format!("{USER}:{PASSWORD_HASH}\n"))?;
+        let (key, certificate, users) = (key.display(), certificate.display(), users.display());
+        Self::with(&format!(
+            "  tls: {{ certificate: '{certificate}', key: '{key}' }}\n\
+             auth:\n  htpasswd: {{ realm: tests, path: '{users}' }}\n"
+        ))
+    }
+
+    /// Starts one; `more` goes on where its configuration tells of HTTP.
+    fn with(more: &str) -> Result<Self> {
         let folder = tempfile::Builder::new().prefix("dorm-registry").tempdir()?;
         let (installed, images) = (project().join("build/registry"), folder.path().join("images"));
         // A copy: what tests push is gone with it.
@@ -57,7 +97,7 @@ impl Registry {
         std::fs::write(
             &config,
             format!(
-                "version: 0.1\nlog: {{ level: error }}\nhttp: {{ addr: '{address}' }}\n\
+                "version: 0.1\nlog: {{ level: error }}\nhttp:\n  addr: '{address}'\n{more}\
                  storage:\n  filesystem: {{ rootdirectory: '{}' }}\n  delete: {{ enabled: true }}\n",
                 images.display()
             ),

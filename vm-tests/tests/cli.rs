@@ -6,9 +6,9 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use dormouse_api::{ChangeSettings, HoldInfo, HoldKind, IdleTimeout, Phase, SessionInfo};
+use dormouse_api::{ChangeSettings, CreateSession, HoldInfo, HoldKind, IdleTimeout, Phase, SessionInfo};
 use dormouse_vm_tests::project;
-use dormouse_vm_tests::stage::{Stage, becomes, inspect, program, until};
+use dormouse_vm_tests::stage::{Stage, becomes, fall_asleep, inspect, program, until};
 use expectrl::{Expect, Session as Terminal};
 
 /// Lines of shell, `$X` being the client: what they print and how they end is the same with both. Each leaves the engine as it
@@ -22,6 +22,10 @@ const SAME: &[&str] = &[
     "$X ps -f name=cc -f status=running --format '{{.Names}}'; $X ps -f name=nosuch",
     "$X ps --format json | sed 's/\"RunningFor\":\"[^\"]*\"//; s/\"Status\":\"[^\"]*\"//'",
     "$X ps -s --format '{{.Size}}'",
+    "$X ps --filter label=k=w --format '{{.Label \"k\"}}'; $X ps --filter label=nosuch -q; $X ps -a --filter exited=99 -q; $X ps -a --filter before=cc -q; $X ps -a -f since=nosuch; echo $?",
+    "$X volume ls -f dangling=true -q; $X volume inspect -f '{{json .Labels}} {{.Driver}}' vv; $X volume create --driver nosuch vz; echo $?",
+    "$X network create --driver nosuch nz; echo $?; $X network inspect nosuch; echo $?; $X network ls -f driver=bridge --format '{{.Name}}'",
+    "$X image ls -f dangling=true -q; $X image ls -f reference='busy*' --format '{{.Repository}}'; $X image ls --filter bad; echo $?",
     "$X container ls --bogus; echo $?; $X ps -f bad; echo $?; $X ps extra",
     "$X images; $X images -q; $X images --no-trunc; $X images --digests; $X images nosuch",
     "$X images --format json; $X image ls --format '{{.Repository}}:{{.Tag}} {{.ID}}' busybox",
@@ -60,6 +64,13 @@ const SAME: &[&str] = &[
     "$X pause cc; $X ps --format '{{.State}}'; $X unpause cc; $X pause nosuch; echo $?; $X kill nosuch; echo $?",
     "$X update --pids-limit 100 cc; $X inspect -f '{{.HostConfig.PidsLimit}}' cc; $X stop nosuch; echo $?; $X rm cc; echo $?",
     "$X container prune -f; $X image prune -f; $X volume prune -f; $X network prune -f; echo n | $X container prune; echo $?",
+    "$X create --name qq -m 64m --cpus 0.5 -h name --dns 1.2.3.4 --add-host a:1.2.3.4 --ulimit nofile=10:20 busybox true | wc -c; $X inspect -f '{{.HostConfig.Memory}} {{.HostConfig.NanoCpus}} {{.Config.Hostname}} {{.HostConfig.Dns}} {{.HostConfig.ExtraHosts}} {{range .HostConfig.Ulimits}}{{.Name}}={{.Soft}}:{{.Hard}}{{end}}' qq; $X rm qq",
+    "$X create --name qq --restart on-failure:3 --health-cmd true --health-interval 30s --stop-signal INT --stop-timeout 3 busybox true | wc -c; $X inspect -f '{{json .HostConfig.RestartPolicy}} {{json .Config.Healthcheck}} {{.Config.StopSignal}} {{.Config.StopTimeout}}' qq; $X rm qq",
+    "$X create --name qq --mount type=volume,source=vv,target=/w,readonly --tmpfs /t:size=1m -v /anon busybox true | wc -c; $X inspect -f '{{json .HostConfig.Mounts}} {{json .HostConfig.Tmpfs}} {{json .Config.Volumes}}' qq; $X rm -v qq",
+    "$X create --cidfile $T/cid busybox true | wc -c; wc -c < $T/cid; $X create --cidfile $T/cid busybox true; $X rm $(cat $T/cid) | wc -c; rm $T/cid",
+    "echo A=1 > $T/env; $X create --name qq --env-file $T/env -e B=2 -e HOME -e NOSUCH busybox true | wc -c; $X inspect -f '{{json .Config.Env}}' qq; $X rm qq",
+    "$X create --name qq --cap-add SYS_TIME --cap-drop ALL --security-opt no-new-privileges --read-only --init --pids-limit 9 --sysctl net.ipv4.ip_forward=0 busybox true | wc -c; $X inspect -f '{{.HostConfig.CapAdd}} {{.HostConfig.CapDrop}} {{.HostConfig.SecurityOpt}} {{.HostConfig.ReadonlyRootfs}} {{.HostConfig.Init}} {{.HostConfig.PidsLimit}} {{.HostConfig.Sysctls}}' qq; $X rm qq",
+    "$X stats --no-stream --format '{{.Name}} {{.ID}}' cc; $X stats --no-stream nosuch; echo $?; $X inspect; echo $?",
     // Files.
     "echo data > $T/f; $X cp $T/f cc:/tmp/f; $X exec cc cat /tmp/f; $X cp cc:/tmp/f $T/g; cat $T/g; $X cp cc:/tmp/f - | tar -t; $X exec cc rm /tmp/f",
     "mkdir -p $T/d/e; echo 1 > $T/d/e/f; $X cp $T/d cc:/tmp/; $X cp $T/d/. cc:/tmp/d2; $X exec cc find /tmp/d /tmp/d2 | sort; rm -rf $T/out; $X cp cc:/tmp/d $T/out; find $T/out | sed s,$T,, | sort; $X exec cc rm -r /tmp/d /tmp/d2",
@@ -70,7 +81,7 @@ const SAME: &[&str] = &[
     "$X commit -m why cc made:1 | cut -c 1-7; $X inspect -f '{{.Comment}}' made:1; $X rmi made:1 | cut -c 1-8",
     "tar -C $T -c f | $X import -c 'CMD [\"x\"]' - imported:1 | cut -c 1-7; $X inspect -f '{{.Config.Cmd}}' imported:1; $X rmi imported:1 | cut -c 1-8",
     "$X save busybox | $X load; $X load -i $T/f; echo $?; $X load -i $T/nosuch; echo $?",
-    "printf 'FROM busybox\\nCOPY f /f\\nENV A=1\\n' > $T/Dockerfile; $X build -q -t built:1 $T | cut -c 1-7; $X inspect -f '{{json .Config.Env}}' built:1; $X rmi built:1 | cut -c 1-8; $X build -q $T/nosuch; echo $?",
+    "printf 'FROM busybox\\nCOPY f /f\\nENV A=1\\n' > $T/Dockerfile; DOCKER_BUILDKIT=1 $X build -q -t built:1 $T | cut -c 1-7; $X inspect -f '{{json .Config.Env}}' built:1; $X rmi built:1 | cut -c 1-8; DOCKER_BUILDKIT=1 $X build -q $T/nosuch; echo $?",
     // Volumes and networks.
     "$X volume create vx; $X volume create --label a=b vx; $X volume rm vx; $X volume rm vx; echo $?; $X volume rm -f vx; echo $?",
     "$X network create --subnet 10.99.0.0/24 nx | wc -c; $X network connect nx cc; $X inspect -f '{{range $k, $v := .NetworkSettings.Networks}}{{$k}} {{end}}' cc; $X network disconnect nx cc; $X network rm nx; $X network rm nx; echo $?",
@@ -109,7 +120,10 @@ async fn dorm_does_what_docker_does_and_gives_back_what_it_held() -> Result<()> 
     the_same_lines_do_the_same(&stage, &session).await?;
     a_container_outlives_the_command_that_ran_it(&stage, &session).await?;
     an_exit_code_survives_a_short_grace(&stage, &session).await?;
-    a_wake_that_was_set_comes(&stage, &session).await
+    a_wake_that_was_set_comes(&stage, &session).await?;
+    fall_asleep(&session).await?;
+    a_monitor_wakes_nothing_and_gives_the_terminal_back(&stage, &session).await?;
+    a_store_is_entered_and_stays(&stage).await
 }
 
 /// A shell in which `$X` is a client.
@@ -193,6 +207,22 @@ fn a_terminal_works_and_is_given_back(stage: &Stage) -> Result<()> {
     ensure!(code(&mut terminal)? == 0, "detaching is no failure");
     let output = dorm(stage, &["inspect", "--format", "{{.State.Status}}", "dd"]).output()?;
     ensure!(output.stdout == b"running\n", "{output:?}");
+
+    // Joined again, and ended there: the status is the container's.
+    let mut terminal = Terminal::spawn(dorm(stage, &["attach", "dd"]))?;
+    terminal.set_expect_timeout(Some(Duration::from_secs(120)));
+    terminal.send_line("echo $((20 + 3)); exit 6")?;
+    terminal.expect("23")?;
+    terminal.expect(expectrl::Eof)?;
+    ensure!(code(&mut terminal)? == 6, "the container's own status");
+    // Archives are for files and pipes.
+    for line in [&["export", "dd"][..], &["save", "busybox"], &["cp", "dd:/etc", "-"], &["load"]] {
+        let mut terminal = Terminal::spawn(dorm(stage, line))?;
+        terminal.set_expect_timeout(Some(Duration::from_secs(120)));
+        terminal.expect("hint: ")?;
+        terminal.expect(expectrl::Eof)?;
+        ensure!(code(&mut terminal)? == 1, "{line:?}");
+    }
     ensure!(dorm(stage, &["rm", "--force", "dd"]).status()?.success(), "it can be removed");
     Ok(())
 }
@@ -264,6 +294,71 @@ async fn a_container_outlives_the_command_that_ran_it(stage: &Stage, session: &S
     .await?;
     ensure!(stage.succeed(session, &["ps", "--format", "{{.Names}}"]).await? == "kk\n");
     stage.succeed(session, &["rm", "--force", "kk"]).await?;
+    Ok(())
+}
+
+/// Ended by a key, and from outside.
+async fn a_monitor_wakes_nothing_and_gives_the_terminal_back(
+    stage: &Stage,
+    session: &SessionInfo,
+) -> Result<()> {
+    let starts = inspect(session).await?.vm.start_count;
+    for (ends, status) in [("", "ended 0"), ("timeout --foreground --preserve-status 5", "ended 0")] {
+        let dorm = program("dorm");
+        let line =
+            format!("stty rows 30 cols 120; {ends} {} monitor; echo ended $?; stty -a", dorm.display());
+        let mut command = Command::new("sh");
+        command.args(["-c", &line]).env("DORM_HOME", stage.home()).env("TERM", "xterm");
+        let mut terminal = Terminal::spawn(command)?;
+        terminal.set_expect_timeout(Some(Duration::from_secs(120)));
+        terminal.expect("sessions, 0 awake")?;
+        terminal.expect("asleep")?;
+        if ends.is_empty() {
+            terminal.send("q")?;
+        }
+        // The screen that was there before.
+        terminal.expect("\x1b[?1049l")?;
+        terminal.expect(status)?;
+        terminal.expect(" icanon")?;
+        terminal.expect(expectrl::Eof)?;
+    }
+    ensure!(inspect(session).await?.vm.start_count == starts, "it was woken");
+    let refused = dorm(stage, &["monitor"]).stdin(Stdio::null()).output()?;
+    ensure!(String::from_utf8_lossy(&refused.stderr).contains("a monitor needs a terminal"), "{refused:?}");
+    Ok(())
+}
+
+/// A store of another home, or of a session that was removed, is as good as this copy of one.
+async fn a_store_is_entered_and_stays(stage: &Stage) -> Result<()> {
+    let mut wish = CreateSession::named("builder".parse()?);
+    wish.storage = Some(stage.home().join("built"));
+    stage.make(&wish).await?;
+    let (built, store) = (stage.home().join("built"), stage.home().join("store"));
+    let copied = Command::new("cp").args(["-a", "--sparse=always"]).args([&built, &store]).status()?;
+    ensure!(copied.success(), "the store can't be copied");
+    stage.remove("builder").await?;
+
+    let path = store.to_string_lossy().into_owned();
+    let enter = |path: &str, typed: &str| -> Result<(String, i32)> {
+        let mut terminal = Terminal::spawn(dorm(stage, &["session", "enter", "--name", "visit", path]))?;
+        terminal.set_expect_timeout(Some(Duration::from_secs(300)));
+        if !typed.is_empty() {
+            terminal.expect("session visit")?;
+            terminal.send_line(typed)?;
+        }
+        let said = terminal.expect(expectrl::Eof)?;
+        Ok((String::from_utf8_lossy(said.as_bytes()).into_owned(), code(&mut terminal)?))
+    };
+    let (_, status) = enter(&path, "id -u > /var/lib/docker/visited; exit 7")?;
+    ensure!(status == 7, "the shell's own status");
+    ensure!(store.join("data.raw").exists(), "the store stays");
+    // Another VM, booted from the same disk.
+    let (said, _) = enter(&path, "echo root is $(cat /var/lib/docker/visited); exit")?;
+    ensure!(said.contains("root is 0"), "{said}");
+    let (said, status) = enter("/nosuch", "")?;
+    ensure!(status == 1 && said.contains("there is no store in /nosuch"), "{said}");
+    let sessions = dorm(stage, &["session", "ls", "--quiet"]).output()?;
+    ensure!(sessions.stdout == b"default\n", "{sessions:?}");
     Ok(())
 }
 

@@ -7,18 +7,23 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
 use dormouse_api::SessionName;
 
+use crate::builder::Builder;
 use crate::clients::{DockerContext, DockerEnv};
 use crate::completion::{self, Completion};
 use crate::container::{self, Container};
 use crate::docker_listen::DockerListen;
 use crate::doctor::Doctor;
+use crate::elsewhere::Elsewhere;
 use crate::error::{FAILED, SUCCESS};
+use crate::help::Help;
 use crate::hold::HoldArguments;
 use crate::image::{self, Image};
 use crate::import_docker::ImportDocker;
 use crate::inspect::Inspect;
+use crate::monitor::Monitor;
 use crate::network::Network;
 use crate::registry::{Login, Logout, Registry};
+use crate::search::Search;
 use crate::session::Session;
 use crate::settings::SettingsArguments;
 use crate::system::{Events, Info, System};
@@ -77,6 +82,8 @@ pub(crate) enum Command {
     Events(Events),
     /// Tell everything of the engine.
     Info(Info),
+    /// Look for images on Docker Hub.
+    Search(Search),
     /// Everything about containers.
     #[command(subcommand)]
     Container(Container),
@@ -95,6 +102,13 @@ pub(crate) enum Command {
     /// Everything about the engine.
     #[command(subcommand)]
     System(System),
+    /// Everything about builds.
+    #[command(subcommand)]
+    Builder(Builder),
+    /// Explain a topic or a command. Without one: list the topics.
+    Help(Help),
+    #[command(flatten)]
+    Elsewhere(Elsewhere),
     /// Print what makes a shell complete commands and names.
     Completion(Completion),
     /// Look at what this machine has, and what is missing.
@@ -114,6 +128,8 @@ pub(crate) enum Command {
     Settings(SettingsArguments),
     /// Keep the session's VM awake for as long as a command runs.
     Hold(HoldArguments),
+    /// Watch all sessions on a screen; keys put them to sleep, wake, pin and terminate them.
+    Monitor(Monitor),
     /// Tell why a session's VM is awake or asleep, without waking it.
     Why(WhyArguments),
     /// Tell the versions of this program and of the service.
@@ -136,8 +152,10 @@ const OURS: &[&str] = &[
     "docker-env",
     "docker-listen",
     "doctor",
+    "help",
     "hold",
     "import-docker",
+    "monitor",
     "session",
     "settings",
     "template",

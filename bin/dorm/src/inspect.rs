@@ -7,7 +7,7 @@ use dormouse_client::{Call, Engine, EngineError, Target};
 use http::Method;
 use serde_json::Value;
 
-use crate::context::Context;
+use crate::context::{Context, nearest};
 use crate::error::{Done, FAILED, Failure, SUCCESS};
 use crate::format::indent::indent;
 use crate::format::template::Template;
@@ -52,6 +52,22 @@ impl Kind {
             Self::Image => Target::of("images", name, "/json").text(),
             Self::Network => Target::of("networks", name, "").text(),
             Self::Volume => Target::of("volumes", name, "").text(),
+        }
+    }
+
+    /// An error about a thing that the engine doesn't have, with the name that was probably meant.
+    pub(crate) async fn unknown(self, engine: &Engine, name: &str, failure: Failure) -> Failure {
+        let (list, hint) = match self {
+            Self::Container => return crate::container::unknown(engine, name, failure).await,
+            Self::Image => return crate::image::unknown(engine, name, failure).await,
+            Self::Network => ("/networks", "`dorm network ls` lists what there is"),
+            Self::Volume => ("/volumes", "`dorm volume ls` lists what there is"),
+        };
+        let Ok(known) = engine.get::<Value>(list).await else { return failure };
+        let known = known.as_array().or_else(|| known["Volumes"].as_array()).cloned().unwrap_or_default();
+        match nearest(name, known.iter().filter_map(|thing| thing["Name"].as_str())) {
+            Some(near) => failure.hint(format!("did you mean {near:?}?")),
+            None => failure.hint(hint),
         }
     }
 
@@ -142,7 +158,10 @@ async fn one(engine: &Engine, kinds: &[Kind], name: &str, size: bool) -> Result<
         _ => "object",
     };
     Err(match (last, kinds) {
-        (Some(error), [Kind::Container]) => crate::container::unknown(engine, name, error.into()).await,
+        (Some(error), [Kind::Container]) => Kind::Container.unknown(engine, name, error.into()).await,
+        (Some(_), [kind]) => {
+            kind.unknown(engine, name, Failure::new(format!("No such {what}: {name}"))).await
+        }
         _ => Failure::new(format!("No such {what}: {name}")),
     })
 }

@@ -4,24 +4,30 @@
 
 mod archive;
 mod arguments;
+mod builder;
 mod clients;
 mod completion;
 mod container;
 mod context;
 mod docker_listen;
 mod doctor;
+mod elsewhere;
 mod error;
 mod format;
+mod help;
 mod hold;
 mod image;
 mod import_docker;
 mod inspect;
 mod message;
+mod monitor;
 mod network;
 mod operation;
 mod output;
 mod progress;
 mod registry;
+mod room;
+mod search;
 mod session;
 mod settings;
 mod stream;
@@ -78,12 +84,16 @@ async fn run(arguments: Arguments) -> Done {
         Command::Inspect(inspect) => inspect.run(&context).await,
         Command::Events(events) => events.run(&context).await,
         Command::Info(info) => info.run(&context).await,
+        Command::Search(search) => search.run(&context).await,
         Command::Container(command) => container::run(&context, command).await,
         Command::Image(command) => image::run(&context, command).await,
         Command::Network(command) => network::run(&context, command).await,
         Command::Volume(command) => volume::run(&context, command).await,
         Command::Registry(command) => registry::run(&context, command).await,
         Command::System(command) => system::run(&context, command).await,
+        Command::Builder(command) => builder::run(&context, command).await,
+        Command::Help(help) => help.run(),
+        Command::Elsewhere(elsewhere) => elsewhere.run(),
         Command::Completion(completion) => completion.run(),
         Command::Doctor(doctor) => doctor.run().await,
         Command::Why(why) => why.run(&context).await,
@@ -93,6 +103,7 @@ async fn run(arguments: Arguments) -> Done {
         Command::DockerListen(listen) => listen.run(&context).await,
         Command::DialStdio => clients::dial_stdio(&context).await,
         Command::Settings(settings) => settings.run(),
+        Command::Monitor(monitor) => monitor.run(&context).await,
         Command::Hold(hold) => hold.run(&context).await,
         Command::Version(version) => version.run(&context).await,
     }

@@ -297,6 +297,9 @@ impl Remove {
             let removed = operation.during(async {
                 match operation.engine.delete::<Option<Map<String, Value>>>(&target).await {
                     Err(error) if self.force && error.is_not_found() => Ok(()),
+                    Err(error) if error.is_not_found() => {
+                        Err(Kind::Network.unknown(&operation.engine, name, error.into()).await)
+                    }
                     removed => Ok(removed.map(|_| ())?),
                 }
             });

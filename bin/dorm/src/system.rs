@@ -41,6 +41,9 @@ pub(crate) struct Df {
     /// table, json, or a template.
     #[arg(long, value_name = "FORMAT")]
     format: Option<String>,
+    /// Only what all sessions take on the host. Wakes nothing.
+    #[arg(long)]
+    host: bool,
 }
 
 #[derive(Args)]
@@ -96,6 +99,9 @@ pub(crate) async fn run(context: &Context, command: System) -> Done {
 
 impl Df {
     async fn run(self, context: &Context) -> Done {
+        if self.host {
+            return crate::room::of_host(context).await?.print(self.format.as_deref(), None);
+        }
         let operation = context.operation("dorm system df", false).await?;
         let used: Value = operation.during(async { Ok(operation.engine.get("/system/df").await?) }).await?;
         let columns = &[
@@ -124,7 +130,13 @@ impl Df {
                 );
             listing.push(row);
         }
-        listing.print(self.format.as_deref(), None)
+        listing.print(self.format.as_deref(), None)?;
+        // Scripts that name a format want docker's rows, and no others.
+        if self.format.is_none() {
+            println!();
+            crate::room::of_host(context).await?.print(None, None)?;
+        }
+        Ok(SUCCESS)
     }
 }
 

@@ -180,8 +180,14 @@ impl Remove {
         let mut code = SUCCESS;
         for name in &self.names {
             let target = Target::of("volumes", name, "").when("force", self.force).text();
-            let removed =
-                operation.during(async { Ok(operation.engine.delete::<Value>(&target).await.map(|_| ())?) });
+            let removed = operation.during(async {
+                match operation.engine.delete::<Value>(&target).await {
+                    Err(error) if error.is_not_found() => {
+                        Err(Kind::Volume.unknown(&operation.engine, name, error.into()).await)
+                    }
+                    removed => Ok(removed.map(drop)?),
+                }
+            });
             match removed.await {
                 Ok(()) => {
                     print(name)?;

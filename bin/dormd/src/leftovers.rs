@@ -34,8 +34,11 @@ pub(crate) fn finish(folder: &Path) -> io::Result<bool> {
     match folder.extension().and_then(|ending| ending.to_str()) {
         Some(HALF_MADE) => {}
         Some(HALF_REMOVED) => {
-            // Its storage, where that is another folder; the record goes last, so that this can be repeated.
-            if let Ok(settings) = Settings::read(folder) {
+            // Its storage, where that is another folder; the record goes last, so that this can be repeated. A temporary
+            // session only visited the store that it was given.
+            if let Ok(settings) = Settings::read(folder)
+                && !settings.temporary
+            {
                 storage::remove(&settings.storage);
             }
         }

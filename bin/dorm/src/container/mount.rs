@@ -90,8 +90,11 @@ impl Mounts {
                     named(name)?;
                     mount["Source"] = name.into();
                 }
-                mount["VolumeOptions"] = Value::Object(volume);
+                if !volume.is_empty() {
+                    mount["VolumeOptions"] = Value::Object(volume);
+                }
             }
+            ("tmpfs", None) if tmpfs.is_empty() => {}
             ("tmpfs", None) => mount["TmpfsOptions"] = Value::Object(tmpfs),
             ("tmpfs", Some(_)) => return Err("memory has no source".to_owned()),
             ("bind", source) => {

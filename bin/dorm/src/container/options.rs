@@ -138,6 +138,9 @@ pub(crate) struct Options {
     /// Give it a device of the VM.
     #[arg(long, value_name = "DEVICE")]
     device: Vec<String>,
+    /// GPUs of the VM, which has none: the engine says so.
+    #[arg(long, value_name = "all", value_parser = ["all"])]
+    gpus: Option<String>,
     /// Share a process namespace: container:NAME, or host (the VM).
     #[arg(long, value_name = "NAMESPACE")]
     pid: Option<String>,
@@ -341,6 +344,10 @@ impl Options {
                 host[key] = value;
             }
         };
+        set(
+            "DeviceRequests",
+            self.gpus.as_ref().map(|_| json!([{ "Count": -1, "Capabilities": [["gpu"]] }])),
+        );
         set("Init", self.init.then(|| true.into()));
         set("OomKillDisable", self.oom_kill_disable.then(|| true.into()));
         set("Memory", self.memory.map(Value::from));

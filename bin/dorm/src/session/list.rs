@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 
 use clap::Args;
-use dormouse_api::{SessionInfo, SessionName};
+use dormouse_api::{Phase, SessionInfo, SessionName};
 
 use crate::arguments::Format;
 use crate::context::Context;
@@ -19,6 +19,9 @@ pub(crate) struct List {
     /// Names only.
     #[arg(short, long)]
     quiet: bool,
+    /// Count them as well, on standard error.
+    #[arg(short, long)]
+    verbose: bool,
 }
 
 #[derive(Args)]
@@ -33,6 +36,10 @@ pub(crate) struct Inspect {
 impl List {
     pub(crate) async fn run(self, context: &Context) -> Done {
         let sessions = context.service().await?.sessions().await?;
+        if self.verbose {
+            let up = sessions.iter().filter(|info| info.vm.phase != Phase::Absent).count();
+            eprintln!("{} sessions, {up} with a VM", sessions.len());
+        }
         if self.format == Format::Json && !self.quiet {
             return print_json(&sessions);
         }

@@ -1,6 +1,7 @@
 //! `dorm session`: make, look at and end sessions. One file per kind of command.
 
 mod create;
+mod enter;
 mod list;
 mod logs;
 mod process;
@@ -66,6 +67,8 @@ pub(crate) enum Session {
     Run(process::Run),
     /// A root shell in the VM.
     Shell(process::Shell),
+    /// A root shell in a VM over a store that no session has now. The session ends with it, the store stays.
+    Enter(enter::Enter),
     /// Wait for a state.
     Wait(state::Wait),
 }
@@ -95,6 +98,7 @@ pub(crate) async fn run(context: &Context, command: Session) -> Done {
         Session::Trace(trace) => trace.run(context).await,
         Session::Run(run) => run.run(context).await,
         Session::Shell(shell) => shell.run(context).await,
+        Session::Enter(enter) => enter.run(context).await,
         Session::Wait(wait) => wait.run(context).await,
     }
 }

@@ -47,7 +47,7 @@ pub(crate) struct Shell {
 
 /// Where and as whom a process runs.
 #[derive(Args)]
-struct Place {
+pub(super) struct Place {
     /// Set a variable; without a value, take ours.
     #[arg(short, long, value_name = "NAME[=VALUE]")]
     env: Vec<String>,
@@ -66,17 +66,27 @@ impl Run {
 }
 
 impl Shell {
-    pub(crate) async fn run(mut self, context: &Context) -> Done {
-        if !io::stdin().is_terminal() {
-            return Err(Failure::new("a shell needs a terminal")
-                .hint("`dorm session run sh` reads a script from a pipe"));
-        }
-        self.place.env.insert(0, TERM.to_owned());
-        self.place.start(context, vec!["/bin/sh".to_owned(), "-l".to_owned()], true, false).await
+    pub(crate) async fn run(self, context: &Context) -> Done {
+        needs_terminal("`dorm session run sh` reads a script from a pipe")?;
+        self.place.shell(context).await
     }
 }
 
+/// A shell is for somebody who types.
+pub(super) fn needs_terminal(otherwise: &str) -> Result<(), Failure> {
+    if io::stdin().is_terminal() {
+        return Ok(());
+    }
+    Err(Failure::new("a shell needs a terminal").hint(otherwise))
+}
+
 impl Place {
+    /// A login shell on our terminal.
+    pub(super) async fn shell(mut self, context: &Context) -> Done {
+        self.env.insert(0, TERM.to_owned());
+        self.start(context, vec!["/bin/sh".to_owned(), "-l".to_owned()], true, false).await
+    }
+
     async fn start(self, context: &Context, argv: Vec<String>, tty: bool, detach: bool) -> Done {
         if tty && !io::stdin().is_terminal() {
             return Err(Failure::new("standard input is no terminal").hint("leave -t away to pipe into it"));

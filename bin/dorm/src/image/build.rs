@@ -132,12 +132,12 @@ impl Build {
                 let image = self.image(&operation, target, sent.payload, asked).await?;
                 self.deliver(&operation, output, &image).await
             }
-            Output::Cache => {
-                let built = buildkit::build(&operation, target, sent.payload, asked, self.shown());
-                operation.during(built).await.map(|_| SUCCESS)
-            }
-            Output::Tar(None) => {
-                let asked = asked.archive(Box::new(io::stdout()));
+            Output::Tar(None) | Output::Cache => {
+                let to: Box<dyn Write + Send> = match output {
+                    Output::Cache => Box::new(io::sink()),
+                    _ => Box::new(io::stdout()),
+                };
+                let asked = asked.archive(to);
                 let built = buildkit::build(&operation, target, sent.payload, asked, self.shown());
                 operation.during(built).await.map(|_| SUCCESS)
             }
@@ -233,9 +233,10 @@ impl Build {
             .maybe("networkmode", self.network.as_deref());
         target = match output {
             Output::Image | Output::Push | Output::Saved(_) => target,
-            // A folder is unpacked here.
-            Output::Tar(_) | Output::Folder(_) => target.with("outputs", r#"[{"Type":"tar","Attrs":{}}]"#),
-            Output::Cache => target.with("outputs", r#"[{"Type":"cacheonly"}]"#),
+            // A folder is unpacked here. For nothing at all the engine looks for an exporter without a name, and finds none.
+            Output::Tar(_) | Output::Folder(_) | Output::Cache => {
+                target.with("outputs", r#"[{"Type":"tar","Attrs":{}}]"#)
+            }
         };
         if !self.add_host.is_empty() {
             target = target.with("extrahosts", self.add_host.join(","));

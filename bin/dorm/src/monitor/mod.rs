@@ -43,7 +43,9 @@ struct Screen {
 
 impl Screen {
     fn enter() -> io::Result<Self> {
-        Ok(Self { terminal: ratatui::try_init()? })
+        // What fails on the way in may have changed its mode already.
+        let terminal = ratatui::try_init().inspect_err(|_| drop(ratatui::try_restore()))?;
+        Ok(Self { terminal })
     }
 }
 

@@ -12,8 +12,19 @@ use super::state::{HOURS, Seen, State};
 const KEYS: &str = "s sleep   w wake   p pin   t terminate   q quit";
 /// Heights of a bar, from nothing to all.
 const BARS: [char; 9] = [' ', '▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
-/// From this width on everything has a column.
-const WIDE: u16 = 110;
+/// The columns and their widths, the most telling first: as many as there is room for.
+const COLUMNS: [(&str, u16); 8] = [
+    ("SESSION", 14),
+    ("VM", 11),
+    (WHY, 16),
+    ("MEMORY", 8),
+    ("BACK", 8),
+    ("CPU", 5),
+    ("PORTS", 22),
+    ("WAKES, 24 h", 24),
+];
+/// This one has all room that is left.
+const WHY: &str = "WHY";
 /// Lines about the session that is selected.
 const DETAILS: u16 = 6;
 
@@ -29,8 +40,11 @@ pub(super) fn draw(frame: &mut Frame<'_>, state: &State) {
     ])
     .areas(area);
     frame.render_widget(Paragraph::new(headline(state)).bold(), head);
-    let (rows, widths) = table_of(state, area.width);
-    let header = Row::new(headers(area.width)).style(Style::new().add_modifier(Modifier::DIM));
+    let columns = columns(area.width);
+    let rows = state.seen.iter().map(|seen| row(seen, state, columns.len()));
+    let header =
+        Row::new(columns.iter().map(|(name, _)| *name)).style(Style::new().add_modifier(Modifier::DIM));
+    let widths = columns.iter().map(|(_, width)| Constraint::Length(*width));
     let widget = Table::new(rows, widths)
         .header(header)
         .row_highlight_style(Style::new().add_modifier(Modifier::REVERSED));
@@ -53,41 +67,37 @@ fn headline(state: &State) -> String {
     format!("{} sessions, {up} awake, {memory} MiB", state.seen.len())
 }
 
-fn headers(width: u16) -> Vec<&'static str> {
-    let mut headers = vec!["SESSION", "VM", "WHY", "MEMORY", "BACK", "CPU"];
-    if width >= WIDE {
-        headers.extend(["PORTS", "WAKES, 24 h"]);
+/// Those that fit, with what is left given to one: a solver of constraints that can't all be met is no help.
+fn columns(width: u16) -> Vec<(&'static str, u16)> {
+    let (mut left, mut fit) = (width, Vec::new());
+    for (name, wanted) in COLUMNS {
+        // A blank stands between two.
+        let blank = u16::from(!fit.is_empty());
+        if left < wanted + blank {
+            break;
+        }
+        left -= wanted + blank;
+        fit.push((name, wanted));
     }
-    headers
+    if let Some((_, why)) = fit.iter_mut().find(|(name, _)| *name == WHY) {
+        *why += left;
+    }
+    fit
 }
 
-fn table_of(state: &State, width: u16) -> (Vec<Row<'static>>, Vec<Constraint>) {
-    let mut widths = vec![
-        Constraint::Length(14),
-        Constraint::Length(11),
-        Constraint::Min(16),
-        Constraint::Length(8),
-        Constraint::Length(8),
-        Constraint::Length(5),
+fn row(seen: &Seen, state: &State, columns: usize) -> Row<'static> {
+    let mib = |mib: Option<u64>| mib.map_or_else(String::new, |mib| format!("{mib} M"));
+    let cells = [
+        Cell::from(seen.info.name.to_string()),
+        Cell::from(Text::from(seen.phase()).style(colour(seen.phase()))),
+        Cell::from(seen.why(state.at)),
+        Cell::from(mib(seen.memory_mib)),
+        Cell::from(mib(seen.given_back_mib())),
+        Cell::from(seen.cpu.map_or_else(String::new, |share| format!("{:.0}%", share * 100.0))),
+        Cell::from(seen.ports.join(" ")),
+        Cell::from(bars(&seen.wakes)),
     ];
-    if width >= WIDE {
-        widths.extend([Constraint::Length(22), Constraint::Length(24)]);
-    }
-    let rows = state.seen.iter().map(|seen| {
-        let mut cells = vec![
-            Cell::from(seen.info.name.to_string()),
-            Cell::from(Text::from(seen.phase()).style(colour(seen.phase()))),
-            Cell::from(seen.why(state.at)),
-            Cell::from(seen.memory_mib.map_or_else(String::new, |mib| format!("{mib} M"))),
-            Cell::from(seen.given_back_mib().map_or_else(String::new, |mib| format!("{mib} M"))),
-            Cell::from(seen.cpu.map_or_else(String::new, |share| format!("{:.0}%", share * 100.0))),
-        ];
-        if width >= WIDE {
-            cells.extend([Cell::from(seen.ports.join(" ")), Cell::from(bars(&seen.wakes))]);
-        }
-        Row::new(cells)
-    });
-    (rows.collect(), widths)
+    Row::new(cells.into_iter().take(columns))
 }
 
 fn colour(phase: &str) -> Style {
@@ -190,6 +200,17 @@ mod tests {
         state.key(ratatui::crossterm::event::KeyCode::Char('n'));
         state.told("default is asleep".to_owned());
         assert!(drawn(&state, 120, 20).contains("default is asleep"));
+    }
+
+    #[test]
+    fn columns_fit_whatever_the_width() {
+        for width in 0..300 {
+            let columns = columns(width);
+            let blanks = columns.len().saturating_sub(1);
+            let taken: usize = columns.iter().map(|(_, width)| usize::from(*width)).sum::<usize>() + blanks;
+            assert!(taken <= usize::from(width), "{taken} in {width}");
+        }
+        assert_eq!((columns(13).len(), columns(60).len(), columns(115).len()), (0, 4, 8));
     }
 
     #[test]

@@ -17,7 +17,7 @@ lint:
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps --document-private-items --quiet
 
 unit:
-	cargo test --locked --workspace --exclude dormouse-vm-tests
+	timeout --kill-after=60 1800 cargo test --locked --workspace --exclude dormouse-vm-tests
 
 # Real VMs, two files of tests at a time: an emulated VM keeps one processor busy. While `cli` makes the template that all
 # share, those go that need none.

@@ -20,9 +20,9 @@ unit:
 	timeout --kill-after=60 1800 cargo test --locked --workspace --exclude dormouse-vm-tests
 
 # Real VMs, two files of tests at a time: an emulated VM keeps one processor busy. While `cli` makes the template that all
-# share, those go that need none.
+# share, those go that need none; then the long ones, so that none of them runs alone at the end.
 VM_TESTS = $(basename $(notdir $(wildcard vm-tests/tests/*.rs))) $(patsubst vm-tests/tests/%/main.rs,%,$(wildcard vm-tests/tests/*/main.rs))
-VM_TESTS_FIRST = cli input service guest
+VM_TESTS_FIRST = cli input service guest suspend docker lifecycle folders
 
 vm: guest-image
 	scripts/install-clients

@@ -3,7 +3,9 @@
 //! Whatever a test makes goes away with its [`Home`]: folders by their drop, VMs because each is killed by pid.
 
 pub mod client;
+pub mod database;
 pub mod fake;
+pub mod fault;
 pub mod polling;
 pub mod raw;
 pub mod registry;

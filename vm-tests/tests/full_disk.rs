@@ -3,14 +3,18 @@
 #![cfg(feature = "long")]
 
 use std::fs::File;
+use std::path::Path;
 use std::process::Stdio;
 
 use anyhow::{Context, Result, ensure};
-use dormouse_api::{CreateSession, IdleTimeout, RunningContainers, SessionInfo, Why};
+use dormouse_api::{CreateSession, HistoryEntry, IdleTimeout, RunningContainers, SessionInfo, Why};
 use dormouse_client::Endpoint;
+use dormouse_vm_tests::fault::{Held, POINTS, next_answer};
+use dormouse_vm_tests::root_process::guest_output;
 use dormouse_vm_tests::stage::{STATE_WITHIN, Stage, fall_asleep, inspect};
 use dormouse_vm_tests::{file_system, in_mount_namespace};
 use rustix::fs::{FallocateFlags, fallocate, statvfs};
+use rustix::io::Errno;
 
 /// What is left of the host's disk while the guest writes more than that.
 const LEFT_MIB: u64 = 48;
@@ -32,16 +36,77 @@ fn a_full_disk_is_told_and_work_goes_on_once_there_is_room() -> Result<()> {
     let folder = file_system("3g")?;
     tokio::runtime::Runtime::new()?.block_on(async {
         let stage = Stage::new()?;
-        stage.template().await?;
-        let mut wish = CreateSession::named("default".parse()?);
-        wish.idle_timeout = IdleTimeout::Never;
-        wish.running = RunningContainers::Suspend;
-        wish.storage = Some(folder.path().join("store"));
-        let session = stage.make(&wish).await?;
+        let session = session_in(&stage, folder.path()).await?;
         stage.load_busybox(&session).await?;
         a_full_guest_says_so_sleeps_and_wakes(&stage, &session).await?;
         a_guest_whose_host_is_full_waits_for_room(&stage, &session).await
     })
+}
+
+/// A session whose storage is in this folder.
+async fn session_in(stage: &Stage, folder: &Path) -> Result<SessionInfo> {
+    stage.template().await?;
+    let mut wish = CreateSession::named("default".parse()?);
+    wish.idle_timeout = IdleTimeout::Never;
+    wish.running = RunningContainers::Suspend;
+    wish.storage = Some(folder.join("store"));
+    Ok(stage.make(&wish).await?)
+}
+
+/// Each step goes on on a disk that has not a block left, whatever comes of that. Then there is room again.
+#[test]
+fn a_disk_that_fills_at_any_step_of_a_sleep_or_a_wake_costs_nothing_that_was_synced() -> Result<()> {
+    if in_mount_namespace("a_disk_that_fills_at_any_step_of_a_sleep_or_a_wake_costs_nothing_that_was_synced")?
+    {
+        return Ok(());
+    }
+    let folder = file_system("3g")?;
+    tokio::runtime::Runtime::new()?.block_on(async {
+        let stage = Stage::new()?;
+        let session = session_in(&stage, folder.path()).await?;
+        for point in POINTS {
+            fills_at(&stage, &session, point)
+                .await
+                .with_context(|| format!("the disk filled at {point}\n{}", stage.logs(&session)))?;
+        }
+        Ok(())
+    })
+}
+
+async fn fills_at(stage: &Stage, session: &SessionInfo, point: &str) -> Result<()> {
+    guest_output(session, &format!("echo {point} > /var/lib/docker/marker; sync")).await?;
+    let held = Held::at(stage, session, point).await?;
+    let filler = session.storage.path.with_file_name("filler");
+    fill(&filler)?;
+    held.let_go()?;
+    held.told().await?;
+    std::fs::remove_file(&filler)?;
+    let found = next_answer(session, "cat /var/lib/docker/marker").await?;
+    ensure!(found.trim() == point, "{found:?}");
+    let entries: Vec<HistoryEntry> = Endpoint::new(&session.control_socket).get("/v1/history").await?;
+    let last: Vec<_> = entries
+        .iter()
+        .rev()
+        .take(3)
+        .map(|entry| format!("{} {} {}", entry.what, entry.how, entry.reason))
+        .collect();
+    println!("full at {point}: {}", last.join(" <- "));
+    Ok(())
+}
+
+/// Takes all that there is of a file system.
+fn fill(filler: &Path) -> Result<()> {
+    let (file, mut at) = (File::create(filler)?, 0);
+    for step in [64 << 20, 1 << 20, 4096] {
+        loop {
+            match fallocate(&file, FallocateFlags::empty(), at, step) {
+                Ok(()) => at += step,
+                Err(Errno::NOSPC) => break,
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+    Ok(())
 }
 
 async fn a_full_guest_says_so_sleeps_and_wakes(stage: &Stage, session: &SessionInfo) -> Result<()> {

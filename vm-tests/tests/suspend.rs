@@ -11,14 +11,11 @@ use dormouse_api::{
     SnapshotInfo,
 };
 use dormouse_client::Endpoint;
+use dormouse_vm_tests::database::Database;
+use dormouse_vm_tests::fault::{Held, next_answer, until_there};
 use dormouse_vm_tests::root_process::guest_output;
-use dormouse_vm_tests::stage::{
-    STATE_WITHIN, Stage, fall_asleep, host_of, inspect, program, qemu_of, runtime,
-};
+use dormouse_vm_tests::stage::{STATE_WITHIN, Stage, fall_asleep, host_of, inspect, program, qemu_of};
 use rustix::process::{Signal, kill_process};
-
-/// Longest wait for a point of a suspend or a resume.
-const POINT_WITHIN: Duration = Duration::from_secs(120);
 
 /// How far a guest's clock may be off after a wake.
 const CLOCK_OFF_MAX: Duration = Duration::from_secs(1);
@@ -51,7 +48,7 @@ fn median(mut milliseconds: Vec<u64>) -> u64 {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_container_that_writes_goes_on_over_many_suspends() -> Result<()> {
-    let cycles = if cfg!(feature = "long") { 300 } else { 20 };
+    let cycles = if cfg!(feature = "long") { cycles()? } else { 20 };
     let stage = Stage::new()?;
     let session = quiet_session(&stage, "default").await?;
     stage.load_busybox(&session).await?;
@@ -60,6 +57,10 @@ async fn a_container_that_writes_goes_on_over_many_suspends() -> Result<()> {
     stage.succeed(&session, &writer).await?;
     let count = "wc -l < /var/lib/docker/volumes/records/_data/records";
     let mut last = 0;
+    let mut database = match cfg!(feature = "long") {
+        true => Some(Database::start(&stage, &session).await?),
+        false => None,
+    };
     for cycle in 0..cycles {
         fall_asleep(&session).await?;
         // A number that grew since the last sleep was written by a program that runs on.
@@ -76,6 +77,16 @@ async fn a_container_that_writes_goes_on_over_many_suspends() -> Result<()> {
         let info = inspect(&session).await?;
         ensure!(info.vm.how == Some(How::Resume) && info.vm.boots == 1, "cycle {cycle}: {:?}", info.vm);
         ensure!(info.vm.start_count == cycle + 2, "{:?}", info.vm);
+        if let Some(database) = &mut database {
+            database.grows().await.with_context(|| format!("cycle {cycle}"))?;
+            // A client that is started in the guest takes longer than all the rest.
+            if cycle % 10 == 0 {
+                database.speaks_tls().await.with_context(|| format!("cycle {cycle}"))?;
+            }
+        }
+    }
+    if let Some(database) = database {
+        println!("figure: rows of a database that was suspended = {}", database.check().await?);
     }
     stage.succeed(&session, &["stop", "--time", "1", "writer"]).await?;
     let checked = [&["run", "--rm"][..], &volume, &[READER]].concat();
@@ -90,6 +101,11 @@ async fn a_container_that_writes_goes_on_over_many_suspends() -> Result<()> {
     println!("figure: suspend, median = {} ms", median(took("sleep")));
     println!("figure: resume to the engine's list, median = {} ms", median(took("start")));
     Ok(())
+}
+
+/// Of the shard; `DORM_TEST_CYCLES` makes them fewer, to try it out.
+fn cycles() -> Result<u64> {
+    std::env::var("DORM_TEST_CYCLES").map_or(Ok(300), |text| Ok(text.parse()?))
 }
 
 /// Compared after the answer has come: a guest that is slow to answer looks late, never early.
@@ -206,58 +222,25 @@ async fn one_death(
     point: &str,
     victim: Victim,
 ) -> Result<()> {
-    let fault = runtime(stage, session).join("fault");
     let written = format!("{number} {point} {victim:?}");
     guest_output(session, &format!("echo {written} > /var/lib/docker/marker; sync")).await?;
-    let asleep = point.starts_with("resume.");
-    if asleep {
-        fall_asleep(session).await?;
-    }
-    std::fs::write(&fault, point)?;
-    let sleeper = session.clone();
-    // What it is told is whatever the death makes of it.
-    let trigger = tokio::spawn(async move {
-        let _ = if asleep { wake(&sleeper).await } else { fall_asleep(&sleeper).await };
-    });
-    let reached = fault.with_extension("reached");
-    until_there(&reached).await.with_context(|| format!("{point} was never reached"))?;
+    let held = Held::at(stage, session, point).await?;
     match victim {
         Victim::Qemu => kill_process(qemu_of(stage, session)?, Signal::KILL)?,
         Victim::Host => kill_process(host_of(session)?, Signal::KILL)?,
         Victim::Service => stage.kill_service()?,
     }
-    std::fs::remove_file(&reached)?;
+    held.let_go()?;
     if matches!(victim, Victim::Service) {
         stage.start_service()?;
     }
-    trigger.abort();
-    let found = guest_output(session, "cat /var/lib/docker/marker; ls /var/lib/docker").await;
-    let found = match found {
-        Ok(found) => found,
-        // A crash ends the incarnation; the next request opens another.
-        Err(_) => guest_output(session, "cat /var/lib/docker/marker; ls /var/lib/docker").await?,
-    };
+    held.abandon();
+    let found = next_answer(session, "cat /var/lib/docker/marker; ls /var/lib/docker").await?;
     ensure!(found.starts_with(&written), "{found:?} instead of {written:?}");
     let entries = history(session).await?;
     let last = entries.last().context("there is no history")?;
     println!("{victim:?} at {point}: {} {} {}", last.what, last.how, last.reason);
     Ok(())
-}
-
-async fn wake(session: &SessionInfo) -> Result<()> {
-    let hold = dormouse_api::Hold { reason: "wake".to_owned() };
-    Endpoint::new(&session.control_socket).hold(&hold).await?;
-    Ok(())
-}
-
-async fn until_there(path: &Path) -> Result<()> {
-    let mut look = tokio::time::interval(Duration::from_millis(5));
-    let there = async {
-        while !path.exists() {
-            look.tick().await;
-        }
-    };
-    Ok(tokio::time::timeout(POINT_WITHIN, there).await?)
 }
 
 /// What is done to a sleeping store, and what the history says of it.
@@ -385,9 +368,11 @@ async fn until_compressed(stage: &Stage, session: &SessionInfo) -> Result<Snapsh
     let mut look = tokio::time::interval(Duration::from_millis(50));
     let compressed = async {
         loop {
-            let snapshot = snapshot_of(stage, session).await?;
-            if snapshot.memory == MemoryForm::Compressed {
-                return anyhow::Ok(snapshot);
+            let told: SessionInfo = serde_json::from_str(&dorm(stage, session, "inspect").await?)?;
+            match told.snapshot {
+                Some(snapshot) if snapshot.memory == MemoryForm::Compressed => return anyhow::Ok(snapshot),
+                // The service hears of a sleep a moment after whoever asked for it.
+                Some(_) | None => {}
             }
             look.tick().await;
         }

@@ -368,8 +368,10 @@ async fn until_compressed(stage: &Stage, session: &SessionInfo) -> Result<Snapsh
     let mut look = tokio::time::interval(Duration::from_millis(50));
     let compressed = async {
         loop {
+            // It is told of a moment before the memory that it replaces is removed.
+            let is_alone = !session.storage.path.join("memory").exists();
             let told: SessionInfo = serde_json::from_str(&dorm(stage, session, "inspect").await?)?;
-            match told.snapshot {
+            match told.snapshot.filter(|_| is_alone) {
                 Some(snapshot) if snapshot.memory == MemoryForm::Compressed => return anyhow::Ok(snapshot),
                 // The service hears of a sleep a moment after whoever asked for it.
                 Some(_) | None => {}

@@ -189,9 +189,14 @@ impl Session {
     pub(super) fn until_compressed(&self) -> Result<u64> {
         let begun = Instant::now();
         loop {
-            let info = ask(&self.service, "GET", &format!("/v1/sessions/{}", self.name), "")?;
+            let read = || ask(&self.service, "GET", &format!("/v1/sessions/{}", self.name), "");
+            let info = read()?;
             let snapshot = &info["snapshot"];
-            if snapshot["memory"] == "compressed" {
+            // It is told of a moment before the memory that it replaces is removed.
+            let store = Path::new(info["storage"]["path"].as_str().context("a session has storage")?);
+            if snapshot["memory"] == "compressed" && !store.join("memory").exists() {
+                let info = read()?;
+                let snapshot = &info["snapshot"];
                 return snapshot["used_bytes"].as_u64().context("a snapshot has a size");
             }
             ensure!(begun.elapsed() < ANSWER_WITHIN, "it is never compressed: {snapshot}");

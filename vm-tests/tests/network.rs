@@ -39,9 +39,9 @@ fn root_in_a_guest_reaches_what_its_owner_can_and_not_the_hosts_loopback() -> Re
         return Ok(());
     }
     give_host_an_address()?;
-    ip(&["addr", "add", HOST_V6, "dev", "lo"])?;
+    ip(&["addr", "add", HOST_V6, "dev", "lo", "nodad"])?;
     // passt takes part in IPv6 only where the interface has a link-local address.
-    ip(&["addr", "add", "fe80::1/64", "dev", "lo"])?;
+    ip(&["addr", "add", "fe80::1/64", "dev", "lo", "nodad"])?;
     tokio::runtime::Runtime::new()?.block_on(reach())
 }
 

@@ -1,12 +1,11 @@
 # The two commands of a fresh machine are `make demo` and `make test`; see README.md and TESTING.md.
 
-.PHONY: demo test lint unit vm guest-image packages check test-long
+.PHONY: demo test lint unit vm guest-image virtiofsd packages check test-long
 
 demo: packages
 	cargo build --locked --release
-	$(MAKE) guest-image
+	$(MAKE) --jobs=2 --output-sync=target guest-image virtiofsd
 	scripts/install-clients
-	scripts/install-virtiofsd
 	scripts/demo
 
 test: packages lint unit vm
@@ -24,10 +23,10 @@ unit:
 VM_TESTS = $(basename $(notdir $(wildcard vm-tests/tests/*.rs))) $(patsubst vm-tests/tests/%/main.rs,%,$(wildcard vm-tests/tests/*/main.rs))
 VM_TESTS_FIRST = cli input service guest suspend docker lifecycle folders
 
-vm: guest-image
+vm:
+	$(MAKE) --jobs=2 --output-sync=target guest-image virtiofsd
 	scripts/install-clients
-	scripts/install-virtiofsd
-	cargo build --locked --workspace
+	cargo build --locked --workspace --exclude dormouse-vm-tests
 	cargo test --locked --package dormouse-vm-tests --no-run
 	$(MAKE) --jobs=2 --output-sync=target --keep-going $(addprefix vm-,$(VM_TESTS_FIRST) $(filter-out $(VM_TESTS_FIRST),$(VM_TESTS)))
 
@@ -38,6 +37,9 @@ vm-%:
 guest-image:
 	cargo xtask guest-image
 	cargo xtask busybox-image
+
+virtiofsd:
+	scripts/install-virtiofsd
 
 packages:
 	scripts/install-packages build run test

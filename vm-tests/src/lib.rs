@@ -4,6 +4,7 @@
 
 pub mod client;
 pub mod database;
+pub mod desk;
 pub mod fake;
 pub mod fault;
 pub mod polling;

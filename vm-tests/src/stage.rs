@@ -4,6 +4,8 @@ use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::fs::File;
 use std::io::Read;
+use std::os::unix::fs::chown;
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -34,6 +36,7 @@ const CLIENT_WITHIN: Duration = Duration::from_secs(400);
 pub struct Stage {
     folder: tempfile::TempDir,
     variables: Vec<(&'static str, OsString)>,
+    user: Option<u32>,
     service: Child,
 }
 
@@ -44,7 +47,7 @@ pub fn program(name: &str) -> PathBuf {
     test.parent().and_then(|deps| deps.parent()).map_or_else(|| name.into(), |folder| folder.join(name))
 }
 
-fn start_service(folder: &Path, variables: &[(&'static str, OsString)]) -> Result<Child> {
+fn start_service(folder: &Path, variables: &[(&'static str, OsString)], user: Option<u32>) -> Result<Child> {
     let (mut ready, writer) = std::io::pipe()?;
     let log = File::options().create(true).append(true).open(folder.join("dormd.log"))?;
     let mut command = Command::new(program("dormd"));
@@ -60,6 +63,9 @@ fn start_service(folder: &Path, variables: &[(&'static str, OsString)]) -> Resul
         .stdout(Stdio::null())
         .stderr(log)
         .fd_mappings(vec![FdMapping { parent_fd: writer.into(), child_fd: 3 }])?;
+    if let Some(user) = user {
+        command.uid(user).gid(user);
+    }
     let child = command.spawn().context("can't start dormd")?;
     // The command holds the pipe until it is dropped.
     drop(command);
@@ -82,13 +88,22 @@ impl Stage {
     /// # Errors
     /// When the service doesn't start.
     pub fn with(variables: &[(&'static str, OsString)]) -> Result<Self> {
+        Self::of(None, variables)
+    }
+
+    /// The same, as this user and group, whom root alone can be in place of.
+    ///
+    /// # Errors
+    /// When the service doesn't start.
+    pub fn of(user: Option<u32>, variables: &[(&'static str, OsString)]) -> Result<Self> {
         let folder = tempfile::Builder::new().prefix("dorm").tempdir()?;
         let variables = variables.to_vec();
         std::fs::create_dir(folder.path().join("docker-config"))?;
         let config = serde_json::json!({ "cliPluginsExtraDirs": [project().join("build/clients/plugins")] });
         std::fs::write(folder.path().join("docker-config/config.json"), config.to_string())?;
-        let service = start_service(folder.path(), &variables)?;
-        Ok(Self { folder, variables, service })
+        chown(folder.path(), user, user)?;
+        let service = start_service(folder.path(), &variables, user)?;
+        Ok(Self { folder, variables, user, service })
     }
 
     /// The folder that all of it lies in (`DORM_HOME`).
@@ -156,7 +171,7 @@ impl Stage {
     /// # Errors
     /// When it doesn't start.
     pub fn start_service(&mut self) -> Result<()> {
-        self.service = start_service(self.home(), &self.variables)?;
+        self.service = start_service(self.home(), &self.variables, self.user)?;
         Ok(())
     }
 

@@ -4,14 +4,16 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use dormouse_api::{CreateSession, HoldKind, How, IdleTimeout, Phase, RunningContainers, SessionInfo};
+use dormouse_api::{HoldKind, How, Phase};
+use dormouse_vm_tests::desk::{Desk, text};
 use dormouse_vm_tests::figure;
-use dormouse_vm_tests::stage::{STATE_WITHIN, Stage, fall_asleep, host_of, inspect, program, until};
-use rustix::process::{Pid, Signal, kill_process};
+use dormouse_vm_tests::stage::{STATE_WITHIN, fall_asleep, host_of, inspect, program, until};
+use rustix::process::{Signal, kill_process};
+use tokio::io::{AsyncBufReadExt as _, BufReader};
 
 const COMPOSE: &str = "
 services:
@@ -21,91 +23,6 @@ services:
     volumes: ['./src:/src:ro', './made:/out']
 ";
 
-/// A home of the user's, beside the one of Dormouse, and a session.
-struct Desk {
-    stage: Stage,
-    session: SessionInfo,
-    home: tempfile::TempDir,
-}
-
-impl Desk {
-    async fn new() -> Result<Self> {
-        let home = tempfile::Builder::new().prefix("home").tempdir()?;
-        fs::create_dir_all(home.path().join("src/sub"))?;
-        fs::create_dir_all(home.path().join("other"))?;
-        fs::write(home.path().join("src/host"), "from the host\n")?;
-        fs::write(home.path().join("other/file"), "another\n")?;
-        let stage = Stage::with(&[("HOME", home.path().into()), ("TMPDIR", home.path().join("tmp").into())])?;
-        let mut wish = CreateSession::named("default".parse()?);
-        wish.idle_timeout = IdleTimeout::Seconds(3600);
-        // So that it is the folders that hold.
-        wish.running = RunningContainers::Suspend;
-        stage.template().await?;
-        let session = stage.make(&wish).await?;
-        stage.load_busybox(&session).await?;
-        Ok(Self { stage, session, home })
-    }
-
-    fn at(&self, path: &str) -> String {
-        self.home.path().join(path).to_string_lossy().into_owned()
-    }
-
-    async fn succeed(&self, arguments: &[&str]) -> Result<String> {
-        self.stage.succeed(&self.session, arguments).await
-    }
-
-    /// `docker run --rm` with these folders, as `--volume` names them.
-    async fn run(&self, folders: &[(&str, &str)], script: &str) -> Result<Output> {
-        let folders: Vec<_> =
-            folders.iter().map(|(path, target)| format!("-v{}:{target}", self.at(path))).collect();
-        let mut arguments = vec!["run", "--rm"];
-        arguments.extend(folders.iter().map(String::as_str));
-        arguments.extend(["busybox", "sh", "-c", script]);
-        self.stage.run(&self.session, &arguments).await
-    }
-
-    async fn prints(&self, folders: &[(&str, &str)], script: &str, expected: &str) -> Result<()> {
-        let output = self.run(folders, script).await?;
-        let (said, errors) = (text(&output.stdout), text(&output.stderr));
-        ensure!(said == expected, "{script}: {said:?} {errors}\n{}", self.stage.logs(&self.session));
-        Ok(())
-    }
-
-    /// Processes of virtiofsd.
-    fn virtiofsds(&self) -> Result<Vec<Pid>> {
-        let ours = self.stage.processes()?.into_iter();
-        let name = |pid: &Pid| fs::read_to_string(format!("/proc/{}/comm", pid.as_raw_nonzero()));
-        Ok(ours.filter(|pid| name(pid).is_ok_and(|name| name.trim() == "virtiofsd")).collect())
-    }
-
-    /// What is mounted in the VM where folders are, and was never unmounted.
-    async fn mounted(&self) -> Result<String> {
-        let script =
-            "while read -r line; do case $line in *virtiofs*) echo $line;; esac; done < /proc/self/mountinfo";
-        let mut dorm = Command::new(program("dorm"));
-        dorm.args(["session", "run", "sh", "-c", script]).env("DORM_HOME", self.stage.home());
-        let output = self.stage.finish(&self.session, dorm).await?;
-        ensure!(output.status.success(), "{output:?}");
-        Ok(text(&output.stdout))
-    }
-
-    /// Waits until no folder is shared.
-    async fn taken_back(&self) -> Result<()> {
-        let gone = async {
-            while !self.virtiofsds()?.is_empty() {
-                tokio::time::sleep(Duration::from_millis(50)).await;
-            }
-            Ok(())
-        };
-        let gone = tokio::time::timeout(STATE_WITHIN, gone).await;
-        gone.with_context(|| format!("folders stay shared\n{}", self.stage.logs(&self.session)))?
-    }
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn folders_of_the_host_are_in_containers_as_if_they_were_there() -> Result<()> {
     let mut desk = Desk::new().await?;
@@ -113,6 +30,7 @@ async fn folders_of_the_host_are_in_containers_as_if_they_were_there() -> Result
         reads_and_writes_go_both_ways(&desk).await?;
         nothing_else_is_reached(&desk).await?;
         dorm_and_compose_do_it_too(&desk).await?;
+        a_watcher_in_a_container_is_told_of_what_the_host_changes(&desk).await?;
         a_container_with_a_folder_holds_the_vm_and_finds_it_again_after_a_sleep(&desk).await?;
         the_death_of_virtiofsd_is_an_error_in_the_container_and_no_more(&desk).await?;
         who_restarts_by_itself_has_its_folder_after_a_boot(&mut desk).await
@@ -212,6 +130,64 @@ async fn dorm_and_compose_do_it_too(desk: &Desk) -> Result<()> {
     }
     ensure!(fs::read_to_string(desk.at("made/seen"))? == "from the host\n");
     Ok(())
+}
+
+/// What the watcher in a container prints.
+struct Told(tokio::io::Lines<BufReader<tokio::process::ChildStdout>>);
+
+impl Told {
+    async fn next(&mut self) -> Result<String> {
+        let line = tokio::time::timeout(STATE_WITHIN, self.0.next_line()).await;
+        line.context("the watcher is told of nothing")??.context("the watcher has ended")
+    }
+
+    /// All up to this line.
+    async fn until(&mut self, wanted: &str) -> Result<Vec<String>> {
+        let mut lines = Vec::new();
+        while lines.last().is_none_or(|line| line != wanted) {
+            lines.push(self.next().await?);
+        }
+        Ok(lines)
+    }
+}
+
+async fn a_watcher_in_a_container_is_told_of_what_the_host_changes(desk: &Desk) -> Result<()> {
+    desk.lend(env!("CARGO_BIN_EXE_follow"))?;
+    let binds = [format!("{}:/src", desk.at("src")), format!("{}:/tools:ro", desk.at("tools"))];
+    let mut run = desk.stage.docker(&desk.session, &["run", "--rm", "--name", "watches"]);
+    run.args(["-v", &binds[0], "-v", &binds[1], "busybox", "/tools/loader", "--library-path", "/tools"]);
+    run.args(["/tools/program", "/src/sub"]).stdout(Stdio::piped());
+    let mut watcher = tokio::process::Command::from(run).kill_on_drop(true).spawn()?;
+    let stdout = watcher.stdout.take().context("it is piped")?;
+    let mut told = Told(BufReader::new(stdout).lines());
+    told.until("watching").await?;
+
+    let edit = |name: &str| fs::write(desk.home.path().join("src/sub").join(name), "by the host\n");
+    edit("first")?;
+    told.until("attribute first").await?;
+    let mut took = Vec::new();
+    let mut heard = Vec::new();
+    for number in 0..7 {
+        // What a container does, its watcher is told by its own kernel, and not again.
+        desk.succeed(&["exec", "watches", "sh", "-c", "echo by itself > /src/sub/own"]).await?;
+        let begun = Instant::now();
+        edit(&format!("edited-{number}"))?;
+        heard.extend(told.until(&format!("attribute edited-{number}")).await?);
+        took.push(begun.elapsed());
+        ensure!(heard.iter().any(|line| line == "other own"), "{number}: {heard:?}");
+    }
+    ensure!(!heard.iter().any(|line| line == "attribute own"), "{heard:?}");
+    // One that came back as a change of the host's would never end.
+    fs::remove_file(desk.at("src/sub/edited-0"))?;
+    heard.extend(told.until("attribute ").await?);
+    let edits = heard.iter().filter(|line| line.starts_with("attribute edited")).count();
+    ensure!((7..=2 * 7).contains(&edits), "{edits} times: {heard:?}");
+    took.sort_unstable();
+    figure("from an edit on the host to a watcher in a container, median", took[took.len() / 2]);
+    figure("from an edit on the host to a watcher in a container, longest", took[took.len() - 1]);
+    desk.succeed(&["rm", "-f", "watches"]).await?;
+    watcher.wait().await?;
+    desk.taken_back().await
 }
 
 async fn a_container_with_a_folder_holds_the_vm_and_finds_it_again_after_a_sleep(desk: &Desk) -> Result<()> {

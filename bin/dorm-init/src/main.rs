@@ -10,6 +10,8 @@
 //! So that reaping every orphan of the guest can't take a child's status from who waits for it, and so that whatever
 //! happens to the second process, the disk is synced and the power goes off in order.
 //!
+//! A third, `dorm-init tell-changes`, is run by the host while folders are shared.
+//!
 //! Parameters of the kernel's command line:
 //!
 //! | parameter | means |
@@ -36,12 +38,14 @@ mod process;
 mod reap;
 mod serve;
 mod steps;
+mod tell;
 
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
     let served = match std::env::args().nth(1).as_deref() {
         Some("serve") => serve::run(),
+        Some("tell-changes") => return told(tell::run()),
         _ if std::process::id() == 1 => reap::run(),
         _ => {
             eprintln!("dorm-init is PID 1 of a Dormouse guest; it does nothing elsewhere");
@@ -52,6 +56,17 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             console::say(&format!("failed: {error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// What goes wrong is the host's to know, who runs this.
+fn told(outcome: anyhow::Result<()>) -> ExitCode {
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error:#}");
             ExitCode::FAILURE
         }
     }

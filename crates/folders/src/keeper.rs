@@ -9,19 +9,21 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
 use std::process::{Child, ChildStderr, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use command_fds::{CommandFdExt as _, FdMapping};
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{
     Pid, PidfdFlags, Signal, kill_current_process_group, pidfd_open, set_parent_process_death_signal,
 };
 
 use crate::link::{Ask, CONTROL, DEVICE, LINE_BYTES_MAX, Told, VM};
 use crate::proxy::{Proxy, Step};
+use crate::share::{Access, Share};
 use crate::tree::{Tree, enter_namespaces};
+use crate::watch::Watcher;
 
-/// Connections at a time; there are two, and two more while one host succeeds another.
+/// Connections at a time; there are three, and three more while one host succeeds another.
 const CONNECTIONS_MAX: usize = 8;
 
 /// How much of virtiofsd's last words is kept, in bytes.
@@ -132,7 +134,10 @@ fn begin(
         gid,
     };
     let virtiofsd = start.virtiofsd().map_err(KeeperError::Virtiofsd)?;
-    let mut serving = Serving { tree, start, virtiofsd, proxy: None, is_second: false };
+    let watcher = Watcher::new(tree.root())
+        .inspect_err(|error| tracing::warn!(%error, "watchers in containers aren't told of changes"));
+    let watcher = watcher.ok();
+    let mut serving = Serving { tree, watcher, start, virtiofsd, proxy: None, is_second: false };
     serving.run(inherited, connections)
 }
 
@@ -238,12 +243,20 @@ enum After {
 struct Connection {
     stream: UnixStream,
     line: Vec<u8>,
+    waits: Waits,
+}
+
+/// What an answer is still due to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Waits {
+    Nothing,
+    Changes,
 }
 
 impl Connection {
     fn new(stream: UnixStream) -> io::Result<Self> {
         stream.set_write_timeout(Some(WRITTEN_WITHIN))?;
-        Ok(Self { stream, line: Vec::new() })
+        Ok(Self { stream, line: Vec::new(), waits: Waits::Nothing })
     }
 
     fn tell(&mut self, told: &Told) -> io::Result<()> {
@@ -253,7 +266,7 @@ impl Connection {
     }
 
     /// Takes what has come, and answers. An error ends the connection.
-    fn serve(&mut self, tree: &mut Tree) -> io::Result<After> {
+    fn serve(&mut self, tree: &mut Tree, watcher: &mut Option<Watcher>) -> io::Result<After> {
         let mut buffer = [0; 4096];
         let count = self.stream.read(&mut buffer)?;
         if count == 0 || self.line.len() as u64 > LINE_BYTES_MAX {
@@ -264,8 +277,17 @@ impl Connection {
             let line: Vec<u8> = self.line.drain(..=end).collect();
             let ask = serde_json::from_slice(&line).map_err(io::Error::other)?;
             let done = match &ask {
-                Ask::Share(share) => tree.share(share).map(|()| Told::Done),
-                Ask::TakeBack(share) => tree.take_back(share).map(|()| Told::Done),
+                Ask::Share(share) => begin_sharing(share, tree, watcher.as_mut()).map(|()| Told::Done),
+                Ask::TakeBack(share) => {
+                    if let Some(watcher) = watcher {
+                        watcher.end(&share.in_tree());
+                    }
+                    tree.take_back(share).map(|()| Told::Done)
+                }
+                Ask::Changes => {
+                    self.waits = Waits::Changes;
+                    continue;
+                }
                 // Whoever asked this waits for the end of the connection.
                 Ask::Quit => return Ok(After::Quit),
                 Ask::List => Ok(Told::Shares(tree.shares().cloned().collect())),
@@ -276,10 +298,23 @@ impl Connection {
     }
 }
 
+/// Shares it. Nothing can be told in the guest of a folder that it can't write to.
+fn begin_sharing(share: &Share, tree: &mut Tree, watcher: Option<&mut Watcher>) -> io::Result<()> {
+    if tree.share(share)?
+        && share.access == Access::Write
+        && let Some(watcher) = watcher
+    {
+        watcher.begin(share.in_tree());
+    }
+    Ok(())
+}
+
 /// A keeper at work.
 #[derive(Debug)]
 struct Serving {
     tree: Tree,
+    /// What hears of changes, if the host has one left.
+    watcher: Option<Watcher>,
     start: Start,
     virtiofsd: Virtiofsd,
     /// From QEMU's connection on.
@@ -295,6 +330,7 @@ struct Ready {
     vm_ended: bool,
     knocked: bool,
     said: bool,
+    changed: bool,
     /// QEMU's first knock, or a message of it.
     qemu: bool,
     answered: bool,
@@ -338,6 +374,7 @@ impl Serving {
             if self.answer(&ready.asked, connections) == After::Quit {
                 return Ok(());
             }
+            self.watch(ready.changed, connections);
             if ready.knocked {
                 let (stream, _) = inherited.control.accept()?;
                 if connections.len() < CONNECTIONS_MAX {
@@ -358,21 +395,54 @@ impl Serving {
         ];
         let answers = self.proxy.as_ref().map(|proxy| proxy.virtiofsd().as_fd());
         fds.extend(answers);
+        let changes = self.watcher.as_ref().map(Watcher::fd);
+        fds.extend(changes);
         fds.extend(connections.iter().map(|one| one.stream.as_fd()));
         let mut fds: Vec<_> = fds.into_iter().map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)).collect();
-        poll(&mut fds, None)?;
+        let wait = self.longest_wait(connections).map(Timespec::try_from).transpose();
+        poll(&mut fds, wait.map_err(io::Error::other)?.as_ref())?;
         let mut ready = fds.iter().map(|fd| !fd.revents().is_empty());
         let mut next = || ready.next().unwrap_or_default();
         let (ended, vm_ended, knocked, said, qemu) = (next(), next(), next(), next(), next());
         let answered = answers.is_some() && next();
-        Ok(Ready { ended, vm_ended, knocked, said, qemu, answered, asked: ready.collect() })
+        let changed = changes.is_some() && next();
+        Ok(Ready { ended, vm_ended, knocked, said, changed, qemu, answered, asked: ready.collect() })
+    }
+
+    /// `None`: until somebody says something.
+    fn longest_wait(&self, connections: &[Connection]) -> Option<Duration> {
+        let watcher = self.watcher.as_ref()?;
+        if watcher.is_behind() {
+            return Some(Duration::ZERO);
+        }
+        let is_asked = connections.iter().any(|one| one.waits == Waits::Changes);
+        let due = watcher.due().filter(|_| is_asked)?;
+        Some(due.saturating_duration_since(Instant::now()))
+    }
+
+    /// Hears what has changed, looks into one more folder, and answers who has asked.
+    fn watch(&mut self, changed: bool, connections: &mut Vec<Connection>) {
+        let Some(watcher) = &mut self.watcher else { return };
+        if changed {
+            watcher.hear();
+        }
+        watcher.step();
+        if watcher.due().is_none_or(|due| due > Instant::now()) {
+            return;
+        }
+        let Some(at) = connections.iter().position(|one| one.waits == Waits::Changes) else { return };
+        connections[at].waits = Waits::Nothing;
+        if connections[at].tell(&Told::Changes(watcher.take())).is_err() {
+            connections.remove(at);
+        }
     }
 
     fn answer(&mut self, asked: &[bool], connections: &mut Vec<Connection>) -> After {
         let (mut asked, mut after) = (asked.iter(), After::GoOn);
         connections.retain_mut(|connection| {
             let is_asked = asked.next() == Some(&true);
-            let served = if is_asked { connection.serve(&mut self.tree) } else { Ok(After::GoOn) };
+            let served =
+                if is_asked { connection.serve(&mut self.tree, &mut self.watcher) } else { Ok(After::GoOn) };
             if matches!(served, Ok(After::Quit)) {
                 after = After::Quit;
             }
@@ -387,6 +457,8 @@ impl Serving {
         let Some(proxy) = self.proxy.as_mut().filter(|_| !self.is_second) else { return Err(died) };
         tracing::warn!(error = %died, "what was shared answers with errors from now on");
         self.is_second = true;
+        // What nobody can look at any more is nobody's to be told of.
+        self.watcher = None;
         self.tree.close()?;
         self.virtiofsd = self.start.virtiofsd().map_err(KeeperError::Virtiofsd)?;
         proxy.replace(self.virtiofsd.connect()?)?;

@@ -3,7 +3,8 @@
 //! ```text
 //!  session host ── one JSON line each way ──► keeper, in a user and a mount namespace of its own
 //!     Policy: may it be shared?                 │  tree: nothing but what is shared now, by bind mounts
-//!     Share: its name in the guest              └─ virtiofsd, whose root is that tree ◄── proxy ◄── vhost-user ── QEMU
+//!     Share: its name in the guest              ├─ watch: what changes in it, which the host asks for
+//!     Changes: told in the guest                └─ virtiofsd, whose root is that tree ◄── proxy ◄── vhost-user ── QEMU
 //! ```
 //!
 //! docs/design/002-folders.md says why so.
@@ -14,8 +15,10 @@ mod policy;
 mod proxy;
 mod share;
 mod tree;
+mod watch;
 
 pub use keeper::{Inherited, KeeperError, KeeperOptions, keep};
 pub use link::{Keeper, KeeperStart, LinkError};
 pub use policy::{Missing, Policy, Refused, rules};
 pub use share::{Access, GUEST_ROOT, Share, restore};
+pub use watch::Changes;

@@ -16,6 +16,7 @@ use tokio::net::UnixStream;
 use tokio::time::timeout;
 
 use crate::share::Share;
+use crate::watch::Changes;
 
 /// Longest line, in bytes: a path has 4096 at most, which JSON may double.
 pub(crate) const LINE_BYTES_MAX: u64 = 64 * 1024;
@@ -38,6 +39,8 @@ pub(crate) enum Ask {
     TakeBack(Share),
     /// What is shared?
     List,
+    /// What has changed? Answered when something has.
+    Changes,
     /// End.
     Quit,
 }
@@ -50,6 +53,8 @@ pub(crate) enum Told {
     Done,
     /// This is shared.
     Shares(Vec<Share>),
+    /// This has changed.
+    Changes(Changes),
     /// It could not be done; or, unasked, the keeper ends, and this is why.
     Failed(String),
 }
@@ -158,7 +163,21 @@ impl Keeper {
     pub async fn shares(&mut self) -> Result<Vec<Share>, LinkError> {
         match self.ask(&Ask::List).await? {
             Told::Shares(shares) => Ok(shares),
-            Told::Done | Told::Failed(_) => Err(LinkError::Failed("the answer makes no sense".to_owned())),
+            _ => Err(nonsense()),
+        }
+    }
+
+    /// Waits until something has changed in what is shared for writing, by the host or by the guest. What changes while
+    /// nobody asks is told to the next who does, within bounds. For a connection on which nothing else is asked.
+    ///
+    /// # Errors
+    /// See [`LinkError`].
+    pub async fn changes(&mut self) -> Result<Changes, LinkError> {
+        self.send(&Ask::Changes).await?;
+        match self.line().await? {
+            Told::Changes(changes) => Ok(changes),
+            Told::Failed(why) => Err(LinkError::Failed(why)),
+            _ => Err(nonsense()),
         }
     }
 
@@ -181,15 +200,19 @@ impl Keeper {
 
     async fn ask(&mut self, ask: &Ask) -> Result<Told, LinkError> {
         let asking = async {
-            let mut line = serde_json::to_vec(ask).map_err(io::Error::other)?;
-            line.push(b'\n');
-            self.stream.get_mut().write_all(&line).await?;
+            self.send(ask).await?;
             self.line().await
         };
         match timeout(ANSWER_WITHIN, asking).await.map_err(io::Error::from)?? {
             Told::Failed(why) => Err(LinkError::Failed(why)),
             told => Ok(told),
         }
+    }
+
+    async fn send(&mut self, ask: &Ask) -> io::Result<()> {
+        let mut line = serde_json::to_vec(ask).map_err(io::Error::other)?;
+        line.push(b'\n');
+        self.stream.get_mut().write_all(&line).await
     }
 
     async fn line(&mut self) -> io::Result<Told> {
@@ -203,6 +226,10 @@ impl Keeper {
         }
         serde_json::from_slice(&line).map_err(io::Error::other)
     }
+}
+
+fn nonsense() -> LinkError {
+    LinkError::Failed("the answer makes no sense".to_owned())
 }
 
 fn listen(path: &Path) -> io::Result<UnixListener> {

@@ -108,13 +108,13 @@ impl Tree {
         Ok(())
     }
 
-    /// Shares it, unless it is shared already.
-    pub(crate) fn share(&mut self, share: &Share) -> io::Result<()> {
+    /// Shares it. `false`: it is shared already.
+    pub(crate) fn share(&mut self, share: &Share) -> io::Result<bool> {
         if self.is_closed {
             return Err(io::Error::other("its virtiofsd has died"));
         }
         if self.shares.contains(share) {
-            return Ok(());
+            return Ok(false);
         }
         let source = open(&share.path)?;
         let is_folder = match FileType::from_raw_mode(fstat(&source)?.st_mode) {
@@ -147,7 +147,7 @@ impl Tree {
             MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
         )?;
         self.shares.insert(share.clone());
-        Ok(())
+        Ok(true)
     }
 
     /// Shares it no longer.

@@ -12,6 +12,7 @@
 mod device;
 mod given;
 mod guest;
+mod told;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
@@ -253,7 +254,7 @@ impl Folders {
         }
         let vm = self.vm().ok_or("there is no VM")?;
         let mut device = self.shared.device.lock().await;
-        device.belong_to(&vm, self).await?;
+        device.belong_to(&vm, agent, self).await?;
         device.plug(&vm, agent, self).await?;
         for gift in gifts {
             device.share(&gift.share).await?;
@@ -298,7 +299,7 @@ impl Folders {
     async fn settle(&self, agent: &Agent, gifts: &[Gift]) -> Result<bool, String> {
         let vm = self.vm().ok_or("there is no VM")?;
         let mut device = self.shared.device.lock().await;
-        device.belong_to(&vm, self).await?;
+        device.belong_to(&vm, agent, self).await?;
         // What began to start meanwhile waits for this lock, and shares what it needs itself.
         let starting: Vec<_> = self.starting().keys().cloned().collect();
         let starting = starting.iter().flat_map(|id| self.shared.given.of(id));
@@ -327,7 +328,7 @@ impl Folders {
     pub(crate) async fn leave(&self, agent: &Agent) -> Result<(), String> {
         let Some(vm) = self.vm() else { return Ok(()) };
         let mut device = self.shared.device.lock().await;
-        device.belong_to(&vm, self).await?;
+        device.belong_to(&vm, agent, self).await?;
         if device.is_broken() {
             return Err("a device for folders is left in it".to_owned());
         }

@@ -10,7 +10,7 @@ use dormouse_mux::Agent;
 use dormouse_vm::{SPARE_PORTS, Vm, folders_tag};
 use tokio::task::JoinHandle;
 
-use super::{Folders, guest};
+use super::{Folders, guest, told};
 use crate::owner::HeldLease;
 
 /// Where virtiofsd may be named.
@@ -37,18 +37,27 @@ struct Plugged {
     keeper: Keeper,
     shares: BTreeSet<Share>,
     hold: Option<HeldLease>,
+    /// Hears of the end of what is shared.
     watching: JoinHandle<()>,
+    /// Tells watchers in the guest what changes.
+    telling: JoinHandle<()>,
 }
 
 impl Drop for Plugged {
     fn drop(&mut self) {
         self.watching.abort();
+        self.telling.abort();
     }
 }
 
 impl Device {
     /// Forgets an earlier VM's, and looks what an earlier host has plugged into this one.
-    pub(super) async fn belong_to(&mut self, vm: &Arc<Vm>, folders: &Folders) -> Result<(), String> {
+    pub(super) async fn belong_to(
+        &mut self,
+        vm: &Arc<Vm>,
+        agent: &Agent,
+        folders: &Folders,
+    ) -> Result<(), String> {
         let generation = vm.record().generation;
         if self.generation == generation {
             return Ok(());
@@ -67,7 +76,7 @@ impl Device {
             Ok::<_, dormouse_folders::LinkError>((keeper, shares))
         };
         match found.await {
-            Ok((keeper, shares)) => self.take(vm, port, keeper, shares, folders).await,
+            Ok((keeper, shares)) => self.take(vm, port, keeper, shares, agent, folders).await,
             // It has died.
             Err(_) => Ok(()),
         }
@@ -117,7 +126,7 @@ impl Device {
             return Err(error);
         }
         self.mounted.push(port);
-        self.take(vm, port, keeper, BTreeSet::new(), folders).await
+        self.take(vm, port, keeper, BTreeSet::new(), agent, folders).await
     }
 
     async fn take(
@@ -126,16 +135,18 @@ impl Device {
         port: usize,
         keeper: Keeper,
         shares: BTreeSet<Share>,
+        agent: &Agent,
         folders: &Folders,
     ) -> Result<(), String> {
         let other = Keeper::connect(&control(vm, port)).await.map_err(|error| error.to_string())?;
         let (generation, folders) = (self.generation, folders.clone());
+        let telling = tokio::spawn(told::tell(agent.clone(), control(vm, port), folders.clone(), generation));
         let watching = tokio::spawn(async move {
             let why = other.ended().await;
             // A task of its own: it ends this one by what it does.
             tokio::spawn(async move { folders.lost(generation, port, why).await });
         });
-        self.plugged = Some(Plugged { port, keeper, shares, hold: None, watching });
+        self.plugged = Some(Plugged { port, keeper, shares, hold: None, watching, telling });
         Ok(())
     }
 

@@ -21,6 +21,9 @@ pub const PASSWORD: &str = "secret";
 /// The same by bcrypt, the only way that the registry takes.
 const PASSWORD_HASH: &str = "$2y$05$abcdefghijklmnopqrstuuOQiyCxlgf/oeuTqixKmWdcYUh4Hjl0a";
 
+/// How each key of a registry with TLS is made.
+const KEY: &str = "-newkey rsa:2048 -nodes";
+
 /// Longest start of a registry.
 const LISTENS_WITHIN: Duration = Duration::from_secs(60);
 
@@ -65,18 +68,21 @@ impl Registry {
     /// # Errors
     /// As [`Self::start`].
     pub fn start_private(folder: &Path) -> Result<Self> {
+        sign_itself(folder)?;
+        Self::with_tls(folder)
+    }
+
+    /// The same, with a certificate of an authority whose own is `authority.pem` in the folder then.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn start_signed(folder: &Path) -> Result<Self> {
+        have_signed(folder)?;
+        Self::with_tls(folder)
+    }
+
+    fn with_tls(folder: &Path) -> Result<Self> {
         let [key, certificate, users] = ["key.pem", "certificate.pem", "users"].map(|name| folder.join(name));
-        let subject = ["-subj", "/CN=registry", "-addext", &format!("subjectAltName=IP:{HOST_V4}")];
-        let made = Command::new("openssl")
-            .args(["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-keyout"])
-            .arg(&key)
-            .arg("-out")
-            .arg(&certificate)
-            .args(subject)
-            .stderr(Stdio::null())
-            .status()
-            .context("can't run openssl")?;
-        ensure!(made.success(), "openssl ended with {made}");
         std::fs::write(&users, format!("{USER}:{PASSWORD_HASH}\n"))?;
         let (key, certificate, users) = (key.display(), certificate.display(), users.display());
         Self::with(&format!(
@@ -130,6 +136,36 @@ impl Registry {
     pub fn mirror(&self) -> String {
         format!("http://{}", self.address)
     }
+}
+
+/// A key and a certificate that nobody signed.
+fn sign_itself(folder: &Path) -> Result<()> {
+    let name = format!("subjectAltName=IP:{HOST_V4}");
+    let files = "-keyout key.pem -out certificate.pem";
+    openssl(folder, &format!("req -x509 {KEY} {files} -subj /CN=registry -addext {name}"))
+}
+
+/// The same, signed by an authority that is made for it.
+fn have_signed(folder: &Path) -> Result<()> {
+    let name = format!("subjectAltName=IP:{HOST_V4}");
+    openssl(
+        folder,
+        &format!("req -x509 {KEY} -keyout authority.key -out authority.pem -subj /CN=authority"),
+    )?;
+    openssl(
+        folder,
+        &format!("req {KEY} -keyout key.pem -out request.pem -subj /CN=registry -addext {name}"),
+    )?;
+    let signs = "-CA authority.pem -CAkey authority.key -CAcreateserial -days 2 -copy_extensions copy";
+    openssl(folder, &format!("x509 -req -in request.pem -out certificate.pem {signs}"))
+}
+
+fn openssl(folder: &Path, line: &str) -> Result<()> {
+    let mut command = Command::new("openssl");
+    command.args(line.split_whitespace()).current_dir(folder).stdin(Stdio::null());
+    let output = command.output().context("can't run openssl")?;
+    ensure!(output.status.success(), "openssl {line}: {output:?}");
+    Ok(())
 }
 
 impl Drop for Registry {

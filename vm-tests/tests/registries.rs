@@ -1,5 +1,5 @@
 //! A registry with TLS and a password: who one is there is kept as docker's clients keep it, and told to the engine when it
-//! matters. `scripts/test-long registries`.
+//! matters. A registry that an authority of the host's has signed. `scripts/test-long registries`.
 #![cfg(feature = "long")]
 
 use std::fs;
@@ -9,10 +9,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use anyhow::{Context, Result, ensure};
-use dormouse_api::{CreateSession, IdleTimeout, Registries, SessionInfo};
+use dormouse_api::{CreateSession, How, IdleTimeout, Registries, SessionInfo};
 use dormouse_vm_tests::in_network_namespace;
 use dormouse_vm_tests::registry::{PASSWORD, Registry, USER, give_host_an_address};
-use dormouse_vm_tests::stage::{Stage, program};
+use dormouse_vm_tests::stage::{Stage, fall_asleep, inspect, program};
 
 /// A credential helper that keeps what it is told in files of the folder `KEPT`, as `docker-credential-pass` keeps it in its.
 const HELPER: &str = "#!/bin/sh
@@ -36,7 +36,7 @@ async fn a_private_registry_is_logged_in_to_pushed_to_pulled_and_built_from() ->
     let mut wish = CreateSession::named("default".parse()?);
     wish.idle_timeout = IdleTimeout::Never;
     // Nobody signed its certificate.
-    wish.registries = Registries { mirrors: Vec::new(), insecure: vec![registry.name()] };
+    wish.registries = Registries { insecure: vec![registry.name()], ..Registries::default() };
     let session = stage.make(&wish).await?;
     stage.load_busybox(&session).await?;
     let private = Private { stage: &stage, session: &session, server: registry.name() };
@@ -168,5 +168,110 @@ impl Private<'_> {
         let values_map = values.as_object_mut().context("an object")?;
         values_map.insert("credsStore".to_owned(), "test".into());
         Ok(fs::write(config, values.to_string())?)
+    }
+}
+
+/// Where Debian's administrators put authorities.
+const AUTHORITIES: &str = "/usr/local/share/ca-certificates";
+
+/// Each session says by its name how it is to know the authority.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_registry_is_trusted_whose_authority_only_the_host_knows() -> Result<()> {
+    if in_network_namespace("a_registry_is_trusted_whose_authority_only_the_host_knows")? {
+        return Ok(());
+    }
+    give_host_an_address()?;
+    let folder = tempfile::tempdir()?;
+    let registry = Registry::start_signed(folder.path())?;
+    let stage = Stage::with(&[("DORM_NETWORK", "passt".into())])?;
+    let trust = Trust { stage: &stage, image: format!("{}/library/busybox:latest", registry.name()) };
+    // What this machine's administrator has added is out of sight, and nothing of the test's reaches it.
+    let hidden = Command::new("mount").args(["-t", "tmpfs", "tmpfs", AUTHORITIES]).status()?;
+    ensure!(hidden.success(), "{AUTHORITIES} can't be hidden: it comes with Debian's ca-certificates");
+
+    let late = trust.session("late", &[]).await?;
+    trust.fails(&late).await?;
+    let known = Path::new(AUTHORITIES).join("company.crt");
+    fs::copy(folder.path().join("authority.pem"), &known)?;
+    // An engine that has looked at its authorities once never does so again.
+    fall_asleep(&late).await?;
+    trust.fails(&late).await?;
+    println!("test a_suspended_engine_trusts_whom_it_trusted_before ... ok");
+    trust.dorm(&late, &["session", "stop"]).await?;
+    trust.succeeds(&late).await?;
+    println!("test an_engine_trusts_the_hosts_authorities_from_its_next_boot ... ok");
+    stage.remove("late").await?;
+
+    stage.template().await?;
+    let copied = trust.session("copied", &[]).await?;
+    trust.succeeds(&copied).await?;
+    let how = inspect(&copied).await?.vm.how;
+    ensure!(how == Some(How::Clone), "it was to be a copy: {how:?}");
+    fall_asleep(&copied).await?;
+    let pulled = trust.dorm(&copied, &["pull", "--quiet", &trust.image]).await?;
+    ensure!(pulled.status.success(), "{pulled:?}");
+    stage.remove("copied").await?;
+    println!("test a_copied_session_trusts_the_hosts_authorities_also_after_a_sleep ... ok");
+
+    fs::remove_file(&known)?;
+    let own = trust.session("own", &[folder.path(), Path::new("/nosuch")]).await?;
+    trust.succeeds(&own).await?;
+    let why = trust.dorm(&own, &["why"]).await?;
+    ensure!(String::from_utf8_lossy(&why.stdout).contains("/nosuch: No such file"), "{why:?}");
+    println!("test a_session_trusts_its_own_authorities ... ok");
+    Ok(())
+}
+
+struct Trust<'a> {
+    stage: &'a Stage,
+    image: String,
+}
+
+impl Trust<'_> {
+    async fn session(&self, name: &str, authorities: &[&Path]) -> Result<SessionInfo> {
+        let mut wish = CreateSession::named(name.parse()?);
+        wish.idle_timeout = IdleTimeout::Never;
+        wish.registries.authorities = authorities.iter().map(|path| (*path).to_owned()).collect();
+        Ok(self.stage.make(&wish).await?)
+    }
+
+    async fn dorm(&self, session: &SessionInfo, arguments: &[&str]) -> Result<Output> {
+        let mut command = Command::new(program("dorm"));
+        command
+            .args(["--session", session.name.as_str()])
+            .args(arguments)
+            .env("DORM_HOME", self.stage.home())
+            .env("DOCKER_CONFIG", self.stage.home().join("docker-config"))
+            .stdin(Stdio::null());
+        self.stage.finish(session, command).await
+    }
+
+    async fn fails(&self, session: &SessionInfo) -> Result<()> {
+        let output = self.dorm(session, &["pull", &self.image]).await?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.code() == Some(1) && said.contains("unknown authority"), "{output:?}");
+        ensure!(said.contains("hint: `dorm help registries`"), "{said}");
+        Ok(())
+    }
+
+    /// What is pulled is sent, and built from, as well.
+    async fn succeeds(&self, session: &SessionInfo) -> Result<()> {
+        let server = self.image.split('/').next().context("a registry")?;
+        let login =
+            self.dorm(session, &["login", server, "--username", USER, "--password", PASSWORD]).await?;
+        ensure!(login.status.success(), "{login:?}\n{}", self.stage.logs(session));
+        let context = self.stage.home().join("context");
+        fs::create_dir_all(&context)?;
+        fs::write(context.join("Dockerfile"), format!("FROM {}\nLABEL a=b\n", self.image))?;
+        let context = context.to_string_lossy();
+        for line in [
+            &["pull", "--quiet", &self.image][..],
+            &["push", "--quiet", &self.image],
+            &["build", "--quiet", "--pull", "--no-cache", &context],
+        ] {
+            let output = self.dorm(session, line).await?;
+            ensure!(output.status.success(), "{line:?}: {output:?}\n{}", self.stage.logs(session));
+        }
+        Ok(())
     }
 }

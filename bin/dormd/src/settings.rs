@@ -203,7 +203,8 @@ impl Settings {
             );
         }
         self.registries.check().or_else(|why| {
-            let hint = "`--registry-mirror http://HOST:PORT`, `--insecure-registry HOST:PORT`";
+            let hint = "`--registry-mirror http://HOST:PORT`, `--insecure-registry HOST:PORT`, \
+                        `--registry-authority /PATH`";
             invalid(why, hint.to_owned())
         })
     }
@@ -347,6 +348,7 @@ mod tests {
         refused(|wish| wish.boot_timeout_seconds = Some(0));
         refused(|wish| wish.registries.mirrors = vec!["mirror.example.org".to_owned()]);
         refused(|wish| wish.registries.insecure = vec!["http://registry.lan".to_owned()]);
+        refused(|wish| wish.registries.authorities = vec!["company.pem".into()]);
     }
 
     #[test]

@@ -56,7 +56,7 @@ pub const WARNING_HEADER: &str = "Dormouse-Warning";
 pub use error::{ApiError, ErrorCode};
 pub use event::{Fact, SessionEvent, VmEnd, Why};
 pub use name::{DEFAULT_SESSION, NAME_BYTES_MAX, NameError, SessionId, SessionName};
-pub use registries::{Registries, check_insecure, check_mirror, network};
+pub use registries::{Registries, check_authority, check_insecure, check_mirror, network};
 pub use session::{
     ChangeSettings, Checksum, CrashPolicy, CreateSession, HistoryEntry, Hold, HoldInfo, HoldKind, How,
     IdleAction, IdleInfo, IdleTimeout, ImageChoice, MemoryForm, NetworkInfo, NetworkKind, Phase, Pin,

@@ -1,14 +1,18 @@
 //! Registries that a session's engine treats in a way of their own.
 
 use std::net::IpAddr;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-/// Most registries of each kind.
+/// Most registries of each kind, and most places of authorities.
 const REGISTRIES_MAX: usize = 16;
 
 /// Longest name of one, in bytes: a host's name and a port.
 const NAME_BYTES_MAX: usize = 255 + 6;
+
+/// Longest path, in bytes: the kernel's `PATH_MAX`.
+const PATH_BYTES_MAX: usize = 4095;
 
 /// Registries that a session's engine treats in a way of their own. dockerd's words for them are `registry-mirrors` and
 /// `insecure-registries`.
@@ -21,12 +25,16 @@ pub struct Registries {
     /// Spoken to without TLS where need be, and without verifying it: `HOST[:PORT]`, or a network as `10.0.0.0/8`.
     #[serde(default)]
     pub insecure: Vec<String>,
+    /// Files or folders of the host with certificates of authorities, which the engine trusts to sign those of registries
+    /// beside the host's own. Absolute.
+    #[serde(default)]
+    pub authorities: Vec<PathBuf>,
 }
 
 impl Registries {
-    /// Are all treated alike?
+    /// Is none asked before another, and none spoken to without TLS?
     #[must_use]
-    pub fn is_empty(&self) -> bool {
+    pub fn are_all_alike(&self) -> bool {
         self.mirrors.is_empty() && self.insecure.is_empty()
     }
 
@@ -35,9 +43,10 @@ impl Registries {
     /// # Errors
     /// What it wouldn't, in words.
     pub fn check(&self) -> Result<(), String> {
-        if self.mirrors.len().max(self.insecure.len()) > REGISTRIES_MAX {
-            return Err(format!("more than {REGISTRIES_MAX} registries of a kind"));
+        if self.mirrors.len().max(self.insecure.len()).max(self.authorities.len()) > REGISTRIES_MAX {
+            return Err(format!("more than {REGISTRIES_MAX} registries or authorities of a kind"));
         }
+        self.authorities.iter().try_for_each(|authority| check_authority(authority))?;
         self.mirrors.iter().try_for_each(|mirror| check_mirror(mirror))?;
         self.insecure.iter().try_for_each(|registry| check_insecure(registry))
     }
@@ -64,6 +73,17 @@ pub fn check_insecure(text: &str) -> Result<(), String> {
         return Ok(());
     }
     Err(format!("{text:?} is no registry: try HOST:PORT, without http://, or a network as 10.0.0.0/8"))
+}
+
+/// Could this be a file or folder with authorities?
+///
+/// # Errors
+/// Why not, in words.
+pub fn check_authority(path: &Path) -> Result<(), String> {
+    if path.is_absolute() && path.as_os_str().len() <= PATH_BYTES_MAX {
+        return Ok(());
+    }
+    Err(format!("{path:?} is no place of authorities: give an absolute path, /etc/ssl/company.pem say"))
 }
 
 fn is_host(text: &str) -> bool {
@@ -119,6 +139,8 @@ mod tests {
         for bad in ["", "http://a", "a/b", "10.0.0.1/8", "10.0.0.0/33", "2001:db8::1/64", "a b"] {
             assert!(check_insecure(bad).is_err(), "{bad}");
         }
+        assert_eq!(check_authority(Path::new("/etc/ssl/company.pem")), Ok(()));
+        assert!(check_authority(Path::new("company.pem")).is_err());
         let many =
             Registries { mirrors: vec!["http://a".to_owned(); REGISTRIES_MAX + 1], ..Registries::default() };
         assert!(many.check().is_err());

@@ -6,7 +6,9 @@ use std::fs;
 use std::io::{self, Write};
 use std::path::Path;
 
-use dormouse_api::{CrashPolicy, CreateSession, IdleAction, IdleTimeout, check_insecure, check_mirror};
+use dormouse_api::{
+    CrashPolicy, CreateSession, IdleAction, IdleTimeout, check_authority, check_insecure, check_mirror,
+};
 use toml_edit::{Document, DocumentMut, Item, Table, Value};
 
 /// Longest file that is read, in bytes.
@@ -104,6 +106,18 @@ pub const KEYS: &[Key] = &[
         default: "none",
         example: "\"registry.lan:5000\"",
         take: |text, wish| list(text, check_insecure).map(|insecure| wish.registries.insecure = insecure),
+    },
+    Key {
+        name: "session.registry-authorities",
+        about: "Certificates of authorities that a new session's engine trusts beside the host's: files or folders, \
+                separated by commas",
+        default: "none",
+        example: "\"/etc/ssl/company.pem\"",
+        take: |text, wish| {
+            let paths = list(text, |path| check_authority(Path::new(path)))?;
+            wish.registries.authorities = paths.into_iter().map(Into::into).collect();
+            Ok(())
+        },
     },
     Key {
         name: "session.publish-address",

@@ -11,6 +11,7 @@
 //! Every step runs in a task of its own and ends in a message to the owner. A start that is cancelled, or whose VM
 //! ends, is over at once, wherever it is.
 
+mod authorities;
 mod bring_up;
 mod census;
 mod engine_events;
@@ -18,6 +19,7 @@ mod guest;
 mod pump;
 mod quiet;
 mod registries;
+mod script;
 mod sleep;
 
 use std::future::Future;

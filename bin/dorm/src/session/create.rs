@@ -74,6 +74,9 @@ pub(crate) struct Create {
     /// A registry that its engine speaks to without TLS, e.g. registry.lan:5000. May be repeated.
     #[arg(long = "insecure-registry", value_name = "HOST", value_parser = insecure)]
     insecure_registries: Vec<String>,
+    /// A file or folder with certificates of authorities that its engine trusts beside the host's. May be repeated.
+    #[arg(long = "registry-authority", value_name = "PATH")]
+    registry_authorities: Vec<PathBuf>,
 }
 
 fn mirror(text: &str) -> Result<String, String> {
@@ -109,7 +112,7 @@ enum Running {
 }
 
 /// What is named on the line, else what is set.
-fn or(named: Vec<String>, set: Vec<String>) -> Vec<String> {
+fn or<T>(named: Vec<T>, set: Vec<T>) -> Vec<T> {
     if named.is_empty() { set } else { named }
 }
 
@@ -146,6 +149,7 @@ impl Create {
             registries: Registries {
                 mirrors: or(self.registry_mirrors, wish.registries.mirrors),
                 insecure: or(self.insecure_registries, wish.registries.insecure),
+                authorities: or(self.registry_authorities, wish.registries.authorities),
             },
             name: wish.name,
         }
@@ -154,6 +158,11 @@ impl Create {
     pub(crate) async fn run(mut self, context: &Context) -> Done {
         if let Some(storage) = &mut self.storage {
             *storage = std::path::absolute(&*storage)?;
+        }
+        for path in &mut self.registry_authorities {
+            *path = std::path::absolute(&*path)?;
+            std::fs::metadata(&*path)
+                .map_err(|error| Failure::new(format!("can't read {}: {error}", path.display())))?;
         }
         let wish = self.wish(&crate::settings::read()?);
         let service = context.service().await?;

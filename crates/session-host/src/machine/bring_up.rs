@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 use super::guest::{Guest, Tidings, random};
 use super::pump::{Pump, discard_memory, last_words};
 use super::sleep::Sleep;
-use super::{Factory, PROGRESS_WITHIN, Purpose, Shared, Up, registries};
+use super::{Factory, PROGRESS_WITHIN, Purpose, Shared, Up, authorities, registries};
 use crate::fault::point;
 use crate::owner::{Message, Ready};
 
@@ -197,9 +197,7 @@ impl<F: Factory> BringUp<F> {
             run(&found.vm).await?;
             self.step("kernel");
             let guest = Guest::greet(&found.vm, deadline, None).await?;
-            let tidings =
-                guest.until_ready(deadline, |step| self.step(step), |words| self.warn(words)).await?;
-            self.introduce_registries(&guest).await;
+            let tidings = self.introduce(&guest, deadline, |step| self.step(step)).await?;
             Ok((guest, tidings))
         };
         let risen = self.unless_cancelled(rising).await;
@@ -236,11 +234,11 @@ impl<F: Factory> BringUp<F> {
             }
             point(faults, "resume.greeted").await;
             self.fit_disk(&found.vm, &guest).await?;
-            let tidings = guest.until_ready(deadline, |_| {}, |words| self.warn(words)).await?;
-            // The engine of a VM that was suspended knows them.
-            if how == StartHow::Clone {
-                self.introduce_registries(&guest).await;
-            }
+            let tidings = match how {
+                StartHow::Clone | StartHow::Cold => self.introduce(&guest, deadline, |_| {}).await?,
+                // Its engine knows all that it was told before it was suspended.
+                StartHow::Resume => guest.until_ready(deadline, |_| {}, |words| self.warn(words)).await?,
+            };
             Ok((guest, tidings))
         };
         let risen = self.unless_cancelled(waking).await;
@@ -303,11 +301,31 @@ impl<F: Factory> BringUp<F> {
         guest.agent.grow_disk(wanted).await.map_err(|error| error.to_string())
     }
 
-    /// An engine that doesn't take them over works all the same, and its user is told.
-    async fn introduce_registries(&self, guest: &Guest) {
-        if let Err(why) = registries::introduce(&guest.agent, &self.shared.registries).await {
+    /// Waits for an engine that lists its containers, and tells it of registries and of whom the host trusts. One that
+    /// doesn't take that over works all the same, and its user is told.
+    async fn introduce(
+        &self,
+        guest: &Guest,
+        deadline: Instant,
+        step: impl Fn(&str),
+    ) -> Result<Tidings, String> {
+        let registries = &self.shared.registries;
+        let (tidings, trusted) = tokio::join!(
+            guest.until_ready(deadline, step, |words| self.warn(words)),
+            authorities::introduce(&guest.agent, &registries.authorities),
+        );
+        let tidings = tidings?;
+        match trusted {
+            Ok(complaints) => {
+                let complaints = complaints.into_iter();
+                complaints.for_each(|why| self.warn(format!("an authority can't be trusted: {why}")));
+            }
+            Err(why) => self.warn(format!("the guest could not be told of the host's authorities: {why}")),
+        }
+        if let Err(why) = registries::introduce(&guest.agent, registries).await {
             self.warn(format!("the engine could not be told of the session's registries: {why}"));
         }
+        Ok(tidings)
     }
 
     fn warn(&self, words: String) {

@@ -7,16 +7,16 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use dormouse_agent_proto::{ProcessFrame, RunProcess};
 use dormouse_api::Registries;
-use dormouse_mux::{Agent, read_process_frame};
+use dormouse_mux::Agent;
 use serde::Deserialize;
 use tokio::time::{sleep, timeout};
 
 use super::census::ask;
+use super::script;
 
-/// Writes the engine's file, and has it read.
-const TELL: &str = "mkdir -p /etc/docker && printf %s \"$1\" > /etc/docker/daemon.json \
+/// Writes what it reads into the engine's file, and has the engine read that.
+const TELL: &str = "mkdir -p /etc/docker && cat > /etc/docker/daemon.json \
                     && kill -HUP \"$(cat /run/docker.pid)\"";
 
 /// How long all of it may take.
@@ -30,7 +30,7 @@ const ASK_EVERY: Duration = Duration::from_millis(50);
 /// # Errors
 /// In words, when it doesn't.
 pub(super) async fn introduce(agent: &Agent, registries: &Registries) -> Result<(), String> {
-    if registries.is_empty() {
+    if registries.are_all_alike() {
         return Ok(());
     }
     let introducing = async {
@@ -47,29 +47,10 @@ pub(super) async fn introduce(agent: &Agent, registries: &Registries) -> Result<
 }
 
 async fn tell(agent: &Agent, registries: &Registries) -> Result<(), String> {
-    let Registries { mirrors, insecure } = registries;
+    let Registries { mirrors, insecure, authorities: _ } = registries;
     let file =
         serde_json::json!({ "registry-mirrors": mirrors, "insecure-registries": insecure }).to_string();
-    let argv = ["sh", "-c", TELL, "sh", &file].map(str::to_owned).to_vec();
-    let process = agent.run(RunProcess { argv, ..RunProcess::default() }).await;
-    let mut stream = process.map_err(|error| error.to_string())?.stream;
-    let (mut buffer, mut words) = (Vec::new(), Vec::new());
-    while let Some(frame) =
-        read_process_frame(&mut stream, &mut buffer).await.map_err(|error| error.to_string())?
-    {
-        match frame {
-            ProcessFrame::Exit(0) => return Ok(()),
-            ProcessFrame::Exit(status) => {
-                return Err(format!("status {status}: {}", String::from_utf8_lossy(&words).trim_end()));
-            }
-            // A shell's complaint is a line; what doesn't end is no complaint.
-            ProcessFrame::Stdout(bytes) | ProcessFrame::Stderr(bytes) if words.len() < 4096 => {
-                words.extend(bytes)
-            }
-            _ => {}
-        }
-    }
-    Err("the guest tells no more of it".to_owned())
+    script::run(agent, TELL, file.as_bytes()).await
 }
 
 #[derive(Debug, Deserialize)]
@@ -127,7 +108,11 @@ mod tests {
         let config = serde_json::from_str::<Info>(info).unwrap().registry_config;
         let words = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect();
         let has = |mirrors: &[&str], insecure: &[&str]| {
-            config.has(&Registries { mirrors: words(mirrors), insecure: words(insecure) })
+            config.has(&Registries {
+                mirrors: words(mirrors),
+                insecure: words(insecure),
+                ..Registries::default()
+            })
         };
         assert!(has(&["http://192.0.2.7:5000"], &["192.0.2.7:5000", "127.0.0.0/8", "2001:DB8::/32"]));
         assert!(!has(&["http://192.0.2.8"], &[]) && !has(&[], &["docker.io"]) && !has(&[], &["10.0.0.0/8"]));

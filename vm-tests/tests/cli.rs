@@ -77,6 +77,10 @@ const SAME: &[&str] = &[
     "mkdir -p $T/d/e; echo 1 > $T/d/e/f; $X cp $T/d cc:/tmp/; $X cp $T/d/. cc:/tmp/d2; $X exec cc find /tmp/d /tmp/d2 | sort; rm -rf $T/out; $X cp cc:/tmp/d $T/out; find $T/out | sed s,$T,, | sort; $X exec cc rm -r /tmp/d /tmp/d2",
     "tar -C $T -c f | $X cp - cc:/tmp; $X exec cc sh -c 'cat /tmp/f; rm /tmp/f'; $X cp nosuch:/x $T; echo $?; $X cp cc:/nosuch $T; echo $?; $X cp $T/nosuch cc:/; echo $?",
     "$X export cc | tar -t | sort | head -n 5; $X save busybox | tar -t | grep -c json; $X save -o $T/s.tar nosuch; echo $?; test -e $T/s.tar",
+    "$X export -o $T/e.tar cc; tar -tf $T/e.tar | sort | head -n 3; rm $T/e.tar; $X export -o $T/no/such cc; echo $?; $X export nosuch; echo $?",
+    "mkdir $T/l; echo linked > $T/l/target; ln -s target $T/l/link; $X cp -L $T/l/link cc:/tmp/; $X cp $T/l/link cc:/tmp/bare; $X exec cc sh -c 'test -h /tmp/link; echo $?; cat /tmp/link; readlink /tmp/bare; rm /tmp/link /tmp/bare'; rm -r $T/l",
+    "mkdir $T/l; $X exec cc sh -c 'echo there > /tmp/real; ln -s /tmp/real /tmp/link'; $X cp -L cc:/tmp/link $T/l; $X cp -L cc:/tmp/link $T/l/named; $X cp cc:/tmp/link $T/l/bare; cd $T/l; ls; cat link named; readlink bare; $X exec cc rm /tmp/real /tmp/link; rm -r $T/l",
+    "$X exec cc head -c 3000000 /dev/zero | head -c 1 | wc -c; yes | $X exec -i cc head -n 1; $X ps -a | true; $X images | head -n 0; $X logs cc 2>&1 | head -n 1; echo $?",
     // Images.
     "$X tag busybox other:1; $X images -q other; $X rmi other:1; $X rmi nosuch; echo $?; $X rmi -f nosuch; echo $?; $X tag busybox BAD; echo $?",
     "$X commit -m why cc made:1 | cut -c 1-7; $X inspect -f '{{.Comment}}' made:1; $X rmi made:1 | cut -c 1-8",
@@ -122,9 +126,12 @@ async fn dorm_does_what_docker_does_and_gives_back_what_it_held() -> Result<()> 
     stage.succeed(&session, &run).await?;
 
     a_terminal_works_and_is_given_back(&stage)?;
+    a_panic_gives_the_terminal_back(&stage)?;
+    without_a_terminal_all_of_an_attached_container_comes(&stage, &session).await?;
     killed_commands_hold_nothing(&stage, &session).await?;
     the_same_lines_do_the_same(&stage, &session).await?;
     a_container_outlives_the_command_that_ran_it(&stage, &session).await?;
+    what_only_tells_something_wakes_nothing(&stage, &session).await?;
     an_exit_code_survives_a_short_grace(&stage, &session).await?;
     a_wake_that_was_set_comes(&stage, &session).await?;
     fall_asleep(&session).await?;
@@ -230,6 +237,111 @@ fn a_terminal_works_and_is_given_back(stage: &Stage) -> Result<()> {
         ensure!(code(&mut terminal)? == 1, "{line:?}");
     }
     ensure!(dorm(stage, &["rm", "--force", "dd"]).status()?.success(), "it can be removed");
+    Ok(())
+}
+
+/// Its words come on a terminal that breaks lines again.
+fn a_panic_gives_the_terminal_back(stage: &Stage) -> Result<()> {
+    for words in ["exec -it cc true", "monitor"] {
+        let line = format!("{} {words}; echo ended $?; stty -a", program("dorm").display());
+        let mut command = Command::new("sh");
+        command.args(["-c", &line]).env("DORM_HOME", stage.home()).env("TERM", "xterm");
+        command.env("DORM_TEST_PANIC", "1");
+        let mut terminal = Terminal::spawn(command)?;
+        terminal.set_expect_timeout(Some(Duration::from_secs(120)));
+        terminal.expect("planted by a test\r\n").with_context(|| words.to_owned())?;
+        terminal.expect("ended 101")?;
+        terminal.expect(" icanon")?;
+        terminal.expect(expectrl::Eof)?;
+    }
+    Ok(())
+}
+
+async fn without_a_terminal_all_of_an_attached_container_comes(
+    stage: &Stage,
+    session: &SessionInfo,
+) -> Result<()> {
+    let script = "until [ -e /go ]; do sleep 1; done; echo out; echo err >&2; exit 4";
+    stage.succeed(session, &["run", "--detach", "--name", "aa", "busybox", "sh", "-c", script]).await?;
+    let mut attach = dorm(stage, &["attach", "aa"]);
+    attach.stdin(Stdio::null());
+    let attached = stage.finish(session, attach);
+    let let_go = async {
+        until(session, |info| info.holds.iter().any(|hold| hold.reason.contains("/attach"))).await?;
+        stage.succeed(session, &["exec", "aa", "touch", "/go"]).await
+    };
+    let (output, gone) = tokio::join!(attached, let_go);
+    let (output, _) = (output?, gone?);
+    ensure!(output.status.code() == Some(4), "{output:?}");
+    ensure!(output.stdout == b"out\n" && output.stderr == b"err\n", "{output:?}");
+    stage.succeed(session, &["rm", "aa"]).await?;
+    Ok(())
+}
+
+/// Commands that only tell something: of the engine, of the session, or of nobody's.
+const TELLS: &[&str] = &[
+    "ps",
+    "ps --all --size",
+    "ps --all --format json --no-trunc",
+    "images",
+    "images --digests",
+    "image ls --all",
+    "volume ls",
+    "network ls",
+    "inspect cc",
+    "inspect --size cc",
+    "inspect --type image busybox",
+    "image inspect busybox",
+    "volume inspect vv",
+    "network inspect bridge",
+    "history busybox",
+    "port cc",
+    "diff cc",
+    "info",
+    "version --format json",
+    "system df",
+    "system df --verbose",
+    "system df --host",
+    "why",
+    "why --format json",
+    "session ls",
+    "session ls --format json",
+    "session inspect",
+    "session history",
+    "session logs",
+    "session logs --console",
+    "session events",
+    "session trace",
+    "session verify",
+    "session docker-host",
+    "docker-env",
+    "settings show",
+    "template ls",
+    "completion bash",
+    "help sleep",
+];
+
+/// What the engine has to be asked for it has been asked for within the hour.
+async fn what_only_tells_something_wakes_nothing(stage: &Stage, session: &SessionInfo) -> Result<()> {
+    for asleep in [false, true] {
+        if asleep {
+            fall_asleep(session).await?;
+        }
+        let before = inspect(session).await?.vm;
+        for line in TELLS {
+            let words: Vec<_> = line.split(' ').collect();
+            let output = stage.finish(session, dorm(stage, &words)).await?;
+            ensure!(output.status.success(), "asleep {asleep}: {line}: {output:?}");
+            let vm = inspect(session).await?.vm;
+            ensure!(
+                vm.start_count == before.start_count && (vm.phase == Phase::Absent) == asleep,
+                "{line} woke it: {vm:?}"
+            );
+        }
+        // What it finds missing is the machine's.
+        stage.finish(session, dorm(stage, &["doctor"])).await?;
+        ensure!(inspect(session).await?.vm.start_count == before.start_count, "doctor woke it");
+    }
     Ok(())
 }
 

@@ -4,7 +4,7 @@ use clap::{Args, Subcommand};
 use dormouse_client::Target;
 use serde_json::Value;
 
-use crate::container::prune::{Pruned, confirmed};
+use crate::container::prune::{PruneOptions, Pruned};
 use crate::context::Context;
 use crate::error::{Done, SUCCESS};
 use crate::value::{filters, size};
@@ -23,12 +23,8 @@ pub(crate) struct Prune {
     /// Also what some image is made of.
     #[arg(short, long)]
     all: bool,
-    /// Only those that fit: NAME=VALUE.
-    #[arg(long, value_name = "FILTER", value_parser = crate::value::filter)]
-    filter: Vec<String>,
-    /// Don't ask.
-    #[arg(short, long)]
-    force: bool,
+    #[command(flatten)]
+    options: PruneOptions,
     /// Keep so much of what was used last.
     #[arg(long, value_name = "SIZE", value_parser = size)]
     keep_storage: Option<u64>,
@@ -45,12 +41,12 @@ pub(crate) async fn run(context: &Context, command: Builder) -> Done {
 impl Prune {
     async fn run(self, context: &Context) -> Done {
         let what = if self.all { "all build cache." } else { "all dangling build cache." };
-        if !self.force && !confirmed(&format!("This will remove {what}"))? {
+        if !self.options.agreed(&format!("This will remove {what}"))? {
             return Ok(SUCCESS);
         }
         let target = Target::new("/build/prune")
             .when("all", self.all)
-            .maybe("filters", filters(&self.filter)?)
+            .maybe("filters", filters(&self.options.filter)?)
             .maybe("keep-storage", self.keep_storage.map(|bytes| bytes.to_string()))
             .text();
         let operation = context.operation("dorm builder prune", false).await?;

@@ -1,6 +1,6 @@
 //! `dorm doctor`: what this machine has, what is missing, and what to do about it.
 
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, Write};
 use std::path::Path;
 
 use clap::Args;
@@ -13,6 +13,7 @@ use crate::arguments::Format;
 use crate::error::{Done, FAILED, Failure, SUCCESS};
 use crate::format::units;
 use crate::output::print_json;
+use crate::terminal::has_colours;
 
 /// Below this much free disk, VMs and images soon find none.
 const DISK_SCARCE: u64 = 4 << 30;
@@ -81,7 +82,7 @@ impl Doctor {
 }
 
 fn show(findings: &[Finding]) -> Result<(), Failure> {
-    let colours = io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    let colours = has_colours(&io::stdout());
     let mut out = io::stdout().lock();
     for Finding { subject, verdict, text, hint } in findings {
         let (word, colour) = match verdict {
@@ -327,5 +328,12 @@ mod tests {
         assert_eq!(memory("").verdict, Verdict::Warn);
         assert_eq!(sandbox("kill_process kill_thread trap").verdict, Verdict::Ok);
         assert_eq!(sandbox("").verdict, Verdict::Warn);
+    }
+
+    #[test]
+    fn a_finding_is_documented_as_it_is() {
+        let finding = Finding::warn("disk", "3 GB are free", "remove what isn't needed");
+        let text = serde_json::to_string_pretty(&finding).unwrap();
+        assert!(include_str!("../../../docs/OUTPUT.md").contains(&text), "{text}");
     }
 }

@@ -7,6 +7,8 @@ use std::process::ExitCode;
 use dormouse_api::{ApiError, ErrorCode};
 use dormouse_client::{ClientError, EngineError, HomeError, ServiceStartError};
 
+use crate::output::say;
+
 /// What a command comes to: its exit status, or why it failed.
 pub(crate) type Done = Result<u8, Failure>;
 
@@ -92,8 +94,8 @@ impl Failure {
     /// Tells it on standard error.
     pub(crate) fn report(&self) {
         match self {
-            Self::Said(said) => eprintln!("{said}"),
-            Self::Lost(message) => eprintln!("error: {message}"),
+            Self::Said(said) => say(said),
+            Self::Lost(message) => say(format_args!("error: {message}")),
             // Whoever reads our output has read enough.
             Self::BrokenPipe => {}
         }

@@ -4,14 +4,14 @@ use clap::{Args, Subcommand};
 use dormouse_client::Target;
 use serde_json::{Map, Value, json};
 
-use crate::container::prune::{Pruned, confirmed};
+use crate::container::prune::{PruneOptions, Pruned};
 use crate::container::variables::{labels, pairs};
 use crate::context::Context;
 use crate::error::{Done, FAILED, Failure, SUCCESS};
 use crate::format::listing::{Listing, Row};
 use crate::format::units;
 use crate::inspect::{Kind, Names};
-use crate::output::print;
+use crate::output::{print, warn};
 use crate::value::filters;
 
 /// `dorm network`.
@@ -132,12 +132,8 @@ pub(crate) struct List {
 
 #[derive(Args)]
 pub(crate) struct Prune {
-    /// Only those that fit: NAME=VALUE.
-    #[arg(long, value_name = "FILTER", value_parser = crate::value::filter)]
-    filter: Vec<String>,
-    /// Don't ask.
-    #[arg(short, long)]
-    force: bool,
+    #[command(flatten)]
+    options: PruneOptions,
 }
 
 #[derive(Args)]
@@ -234,7 +230,7 @@ impl Create {
             .during(async { Ok(operation.engine.post_json("/networks/create", body).await?) })
             .await?;
         if let Some(warning) = made["Warning"].as_str().filter(|warning| !warning.is_empty()) {
-            eprintln!("warning: {warning}");
+            warn(warning);
         }
         print(made["Id"].as_str().unwrap_or_default())
     }
@@ -274,13 +270,12 @@ pub(crate) async fn prune(engine: &dormouse_client::Engine, filter: &[String]) -
 
 impl Prune {
     async fn run(self, context: &Context) -> Done {
-        if !self.force
-            && !confirmed("This will remove all custom networks not used by at least one container.")?
-        {
+        let warning = "This will remove all custom networks not used by at least one container.";
+        if !self.options.agreed(warning)? {
             return Ok(SUCCESS);
         }
         let operation = context.operation("dorm network prune", false).await?;
-        let pruned = operation.during(prune(&operation.engine, &self.filter)).await?;
+        let pruned = operation.during(prune(&operation.engine, &self.options.filter)).await?;
         for line in pruned.lines {
             print(line)?;
         }

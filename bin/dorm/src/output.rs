@@ -1,5 +1,6 @@
 //! Results go to standard output, everything else to standard error.
 
+use std::fmt::Display;
 use std::io::{self, Write};
 
 use serde::Serialize;
@@ -12,9 +13,14 @@ pub(crate) fn print(text: impl AsRef<str>) -> Done {
     Ok(SUCCESS)
 }
 
+/// Says something beside the result. Nobody need listen: a standard error that is closed is no reason to stop.
+pub(crate) fn say(words: impl Display) {
+    let _ = writeln!(io::stderr(), "{words}");
+}
+
 /// Says what is not as it should be.
 pub(crate) fn warn(words: &str) {
-    eprintln!("warning: {words}");
+    say(format_args!("warning: {words}"));
 }
 
 /// Prints a result as indented JSON.

@@ -8,6 +8,8 @@ use dormouse_client::JsonLines;
 use indicatif::{ProgressBar, ProgressStyle};
 use tokio_util::task::AbortOnDropHandle;
 
+use crate::output::say;
+
 /// One thing that takes its time.
 #[derive(Debug)]
 pub(crate) struct Progress {
@@ -55,7 +57,7 @@ impl Progress {
     pub(crate) fn step(&self, text: &str) {
         match &self.bar {
             Some(bar) => bar.set_message(text.to_owned()),
-            None => eprintln!("{text}"),
+            None => say(text),
         }
     }
 

@@ -9,13 +9,18 @@ use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE};
 use clap::{Args, Subcommand};
 use http::{HeaderName, HeaderValue};
-use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcsetattr};
 use serde_json::{Map, Value, json};
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::context::Context;
 use crate::error::{Done, Failure};
 use crate::image::reference::HUB;
-use crate::output::print;
+use crate::output::{print, say, warn};
+use crate::terminal::Mode;
+
+/// The statuses of a command that these signals end, as shells have them.
+const INTERRUPTED: u8 = 130;
+const TERMINATED: u8 = 143;
 
 /// What docker's clients call the registry of names that have none.
 const HUB_KEY: &str = "https://index.docker.io/v1/";
@@ -180,22 +185,30 @@ pub(crate) fn identity(server: &str) -> Result<Option<Value>, Failure> {
     Config::read()?.identity(key(server))
 }
 
+/// Says where to read on when a registry's certificate isn't trusted.
+pub(crate) fn explain(failure: Failure) -> Failure {
+    match failure.message().contains("x509:") {
+        true => failure.hint("`dorm help registries` tells whose certificates are trusted, and from when on"),
+        false => failure,
+    }
+}
+
 impl Login {
     pub(crate) async fn run(self, context: &Context) -> Done {
         let server = key(self.server.as_deref().unwrap_or(HUB)).to_owned();
         let name = match self.username {
             Some(name) => name,
-            None => asked("Username: ", false)?,
+            None => asked("Username: ", false).await?,
         };
         let password = match self.password {
             Some(password) => {
-                eprintln!("warning: a password on the command line is seen by others; use --password-stdin");
+                warn("a password on the command line is seen by others; use --password-stdin");
                 password
             }
             None if self.password_stdin => {
                 io::read_to_string(io::stdin())?.trim_end_matches(['\r', '\n']).to_owned()
             }
-            None => asked("Password: ", true)?,
+            None => asked("Password: ", true).await?,
         };
         if name.is_empty() || password.is_empty() {
             return Err(
@@ -204,8 +217,10 @@ impl Login {
         }
         let body = json!({ "username": name, "password": password, "serveraddress": server });
         let operation = context.operation(format!("dorm login {server}"), false).await?;
-        let answer: Value =
-            operation.during(async { Ok(operation.engine.post_json("/auth", body).await?) }).await?;
+        let answer: Value = operation
+            .during(async { Ok(operation.engine.post_json("/auth", body).await?) })
+            .await
+            .map_err(explain)?;
         let token = answer["IdentityToken"].as_str().unwrap_or_default();
         let mut config = Config::read()?;
         if let Some(helper) = config.helper(&server) {
@@ -256,25 +271,34 @@ impl Logout {
     }
 }
 
-/// Asks on the terminal; a secret is not shown while it is typed.
-fn asked(prompt: &str, secret: bool) -> Result<String, Failure> {
+/// Asks on the terminal; a secret is not shown while it is typed. Whoever ends the question gets the terminal back as well.
+async fn asked(prompt: &str, secret: bool) -> Result<String, Failure> {
     if !io::stdin().is_terminal() {
         return Err(Failure::new("nobody can be asked for the name and the password")
             .hint("give -u NAME, and --password-stdin"));
     }
-    eprint!("{prompt}");
-    let before = tcgetattr(io::stdin()).map_err(io::Error::from)?;
-    if secret {
-        let mut silent = before.clone();
-        silent.local_modes.remove(LocalModes::ECHO);
-        tcsetattr(io::stdin(), OptionalActions::Now, &silent).map_err(io::Error::from)?;
+    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    let silent = if secret { Some(Mode::silent()?) } else { None };
+    let _ = write!(io::stderr(), "{prompt}");
+    let line = tokio::select! {
+        line = typed() => line,
+        _ = interrupt.recv() => Err(Failure::new("interrupted").code(INTERRUPTED)),
+        _ = terminate.recv() => Err(Failure::new("terminated").code(TERMINATED)),
+    };
+    drop(silent);
+    if secret || line.is_err() {
+        say("");
     }
-    let mut line = String::new();
-    let read = io::stdin().read_line(&mut line);
-    if secret {
-        tcsetattr(io::stdin(), OptionalActions::Now, &before).map_err(io::Error::from)?;
-        eprintln!();
-    }
-    read?;
-    Ok(line.trim_end_matches(['\r', '\n']).to_owned())
+    Ok(line?.trim_end_matches(['\r', '\n']).to_owned())
+}
+
+/// One line of standard input.
+async fn typed() -> Result<String, Failure> {
+    let (sender, line) = tokio::sync::oneshot::channel();
+    // A thread of its own: a read can't be taken back, and the process must be able to end without it.
+    std::thread::spawn(move || {
+        let mut line = String::new();
+        let _ = sender.send(io::stdin().read_line(&mut line).map(|_| line));
+    });
+    Ok(line.await.map_err(Failure::new)??)
 }

@@ -12,7 +12,7 @@ use crate::arguments::Format;
 use crate::context::nearest;
 use crate::error::{Done, FAILED, Failure, SUCCESS};
 use crate::format::table::align;
-use crate::output::{print, print_json};
+use crate::output::{print, print_json, warn};
 
 /// `dorm settings`.
 #[derive(Args)]
@@ -57,7 +57,7 @@ pub(crate) fn read() -> Result<UserSettings, Failure> {
     let settings = UserSettings::read(&path)
         .map_err(|error| Failure::new(format!("can't read {}: {error}", path.display())))?;
     for warning in settings.warnings() {
-        eprintln!("warning: {}, {warning}", path.display());
+        warn(&format!("{}, {warning}", path.display()));
     }
     Ok(settings)
 }

@@ -117,6 +117,7 @@ impl Attached {
     /// Joins them until the other side is done, or somebody detaches.
     pub(crate) async fn join(self, engine: &Engine) -> Result<Ended, Failure> {
         let Self { stream, subject, tty, input, detach, proxy } = self;
+        crate::terminal::planted_panic();
         let (mut from, to) = tokio::io::split(stream);
         let output = async {
             let mut output = Output::new(tty);

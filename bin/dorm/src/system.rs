@@ -7,7 +7,7 @@ use dormouse_client::{Call, Target};
 use http::Method;
 use serde_json::Value;
 
-use crate::container::prune::{self, confirmed};
+use crate::container::prune::{self, PruneOptions};
 use crate::context::Context;
 use crate::error::{Done, Failure, SUCCESS};
 use crate::format::listing::{Listing, Row};
@@ -77,12 +77,8 @@ pub(crate) struct Prune {
     /// Anonymous volumes as well.
     #[arg(long)]
     volumes: bool,
-    /// Only those that fit: NAME=VALUE.
-    #[arg(long, value_name = "FILTER", value_parser = crate::value::filter)]
-    filter: Vec<String>,
-    /// Don't ask.
-    #[arg(short, long)]
-    force: bool,
+    #[command(flatten)]
+    options: PruneOptions,
 }
 
 /// Runs one of the commands under `dorm system`.
@@ -133,7 +129,7 @@ impl Df {
         listing.print(self.format.as_deref(), None)?;
         // Scripts that name a format want docker's rows, and no others.
         if self.format.is_none() {
-            println!();
+            print("")?;
             crate::room::of_host(context).await?.print(None, None)?;
         }
         Ok(SUCCESS)
@@ -334,19 +330,19 @@ impl Prune {
             "  - all dangling images\n"
         });
         what.push_str("  - unused build cache\n");
-        if !self.force && !confirmed(&what)? {
+        if !self.options.agreed(&what)? {
             return Ok(SUCCESS);
         }
         let operation = context.operation("dorm system prune", false).await?;
         let pruned = operation
             .during(async {
                 let engine = &operation.engine;
-                let mut pruned = prune::containers(engine, &self.filter).await?;
-                pruned.and(crate::network::prune(engine, &self.filter).await?);
+                let mut pruned = prune::containers(engine, &self.options.filter).await?;
+                pruned.and(crate::network::prune(engine, &self.options.filter).await?);
                 if self.volumes {
-                    pruned.and(crate::volume::prune(engine, false, &self.filter).await?);
+                    pruned.and(crate::volume::prune(engine, false, &self.options.filter).await?);
                 }
-                pruned.and(crate::image::prune_images(engine, self.all, &self.filter).await?);
+                pruned.and(crate::image::prune_images(engine, self.all, &self.options.filter).await?);
                 let target = Target::new("/build/prune").when("all", self.all).text();
                 let cache: Value = engine.post(&target).await?;
                 pruned.and(prune::Pruned::of(&cache, "CachesDeleted", "Deleted build cache objects:"));

@@ -1,27 +1,58 @@
-//! The terminal: raw mode that always ends, its size, and the keys that detach.
+//! The terminal: modes that always end, its size and colours, and the keys that detach.
 
 use std::io::{self, IsTerminal};
+use std::panic;
 
-use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
+use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
 
-/// Standard input in raw mode, for as long as this is kept; also a panic gives the terminal back.
+/// Standard input in another mode, for as long as this is kept; also a panic gives the terminal back, before its words.
 #[derive(Debug)]
-pub(crate) struct RawMode {
+pub(crate) struct Mode {
     before: Termios,
 }
 
-impl RawMode {
-    /// Enters raw mode.
-    pub(crate) fn enter() -> io::Result<Self> {
+impl Mode {
+    /// What is typed is passed on as it is.
+    pub(crate) fn raw() -> io::Result<Self> {
+        Self::enter(Termios::make_raw)
+    }
+
+    /// What is typed isn't shown.
+    pub(crate) fn silent() -> io::Result<Self> {
+        Self::enter(|mode| mode.local_modes.remove(LocalModes::ECHO))
+    }
+
+    fn enter(change: impl FnOnce(&mut Termios)) -> io::Result<Self> {
         let before = tcgetattr(io::stdin())?;
-        let mut raw = before.clone();
-        raw.make_raw();
-        tcsetattr(io::stdin(), OptionalActions::Drain, &raw)?;
+        let mut mode = before.clone();
+        change(&mut mode);
+        give_back_on_panic(before.clone());
+        tcsetattr(io::stdin(), OptionalActions::Drain, &mode)?;
         Ok(Self { before })
     }
 }
 
-impl Drop for RawMode {
+/// A mode is entered once or twice in a process's life, so hooks don't pile up.
+fn give_back_on_panic(before: Termios) {
+    let tell = panic::take_hook();
+    panic::set_hook(Box::new(move |words| {
+        let _ = tcsetattr(io::stdin(), OptionalActions::Drain, &before);
+        tell(words);
+    }));
+}
+
+/// A panic that a test plants where the terminal is in another mode. In what is released it can't be.
+pub(crate) fn planted_panic() {
+    #[cfg(debug_assertions)]
+    assert!(std::env::var_os("DORM_TEST_PANIC").is_none(), "planted by a test");
+}
+
+/// Does whoever looks want colours there? Who wants none anywhere says so (<https://no-color.org>).
+pub(crate) fn has_colours(terminal: &impl IsTerminal) -> bool {
+    terminal.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+}
+
+impl Drop for Mode {
     fn drop(&mut self) {
         // A terminal that is gone has no mode.
         let _ = tcsetattr(io::stdin(), OptionalActions::Drain, &self.before);

@@ -43,3 +43,18 @@ impl VersionArguments {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_versions_are_documented_as_they_are() {
+        let service = dormouse_api::Version { version: "0.1.0".to_owned(), api: 1, pid: 4711 };
+        let versions = Versions { client: Client { version: "0.1.0", api: 1 }, service };
+        let document = include_str!("../../../docs/OUTPUT.md");
+        let example = document.split("### version\n\n```json\n").nth(1).unwrap().split("```").next().unwrap();
+        let example: serde_json::Value = serde_json::from_str(example).unwrap();
+        assert_eq!(serde_json::to_value(versions).unwrap(), example);
+    }
+}

@@ -4,7 +4,7 @@ use clap::{Args, Subcommand};
 use dormouse_client::{Engine, Target};
 use serde_json::{Value, json};
 
-use crate::container::prune::{Pruned, confirmed};
+use crate::container::prune::{PruneOptions, Pruned};
 use crate::container::variables::{labels, pairs};
 use crate::context::Context;
 use crate::error::{Done, FAILED, Failure, SUCCESS};
@@ -63,12 +63,8 @@ pub(crate) struct Prune {
     /// Also those that have a name.
     #[arg(short, long)]
     all: bool,
-    /// Only those that fit: NAME=VALUE.
-    #[arg(long, value_name = "FILTER", value_parser = crate::value::filter)]
-    filter: Vec<String>,
-    /// Don't ask.
-    #[arg(short, long)]
-    force: bool,
+    #[command(flatten)]
+    options: PruneOptions,
 }
 
 #[derive(Args)]
@@ -165,11 +161,11 @@ impl Prune {
         } else {
             "This will remove anonymous local volumes not used by at least one container."
         };
-        if !self.force && !confirmed(warning)? {
+        if !self.options.agreed(warning)? {
             return Ok(SUCCESS);
         }
         let operation = context.operation("dorm volume prune", false).await?;
-        let pruned = operation.during(prune(&operation.engine, self.all, &self.filter)).await?;
+        let pruned = operation.during(prune(&operation.engine, self.all, &self.options.filter)).await?;
         pruned.print()
     }
 }

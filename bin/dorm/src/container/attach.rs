@@ -11,7 +11,7 @@ use crate::context::Context;
 use crate::error::{Done, Failure};
 use crate::operation::Operation;
 use crate::stream::{Attached, Subject};
-use crate::terminal::{DetachKeys, RawMode};
+use crate::terminal::{DetachKeys, Mode};
 
 #[derive(Args)]
 pub(crate) struct Attach {
@@ -58,7 +58,7 @@ impl Attach {
         let id = container["Id"].as_str().unwrap_or(&self.container).to_owned();
         let exit = Exit::of(engine, &id, "not-running").await?;
         let stream = engine.hijack(&attach_target(&id, [input, true, true]), Value::Null).await?;
-        let raw = if tty && input { Some(RawMode::enter()?) } else { None };
+        let raw = if tty && input { Some(Mode::raw()?) } else { None };
         size_up(engine, &id).await;
         let subject = Subject { kind: "containers", id };
         let proxy = self.sig_proxy && !tty;

@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 use super::unknown;
 use crate::context::Context;
 use crate::error::{Done, FAILED, Failure, SUCCESS};
-use crate::output::print;
+use crate::output::{print, warn};
 use crate::value::{cpus, restart, signed_size, size};
 
 #[derive(Args)]
@@ -156,7 +156,7 @@ impl Update {
                     for warning in
                         answer["Warnings"].as_array().into_iter().flatten().filter_map(Value::as_str)
                     {
-                        eprintln!("warning: {warning}");
+                        warn(warning);
                     }
                 }
                 Err(failure) => {

@@ -111,11 +111,13 @@ impl Copy {
 
     async fn copy_out(&self, operation: &Operation, container: &str, path: &str, to: &str) -> Done {
         let engine = &operation.engine;
-        let mut path = path.to_owned();
+        let (mut path, mut link) = (path.to_owned(), None);
         if self.follow_link
             && let Some(stat) = stat(engine, container, &path).await?
             && stat.mode & GO_LINK != 0
         {
+            // What is copied is called as the link is.
+            link = Path::new(&path).file_name().map(|name| name.to_string_lossy().into_owned());
             path = stat.link_target;
         }
         let target = Target::of("containers", container, "/archive").with("path", path.as_str()).text();
@@ -126,13 +128,14 @@ impl Copy {
             reply => reply?,
         };
         let stat = reply.header("x-docker-container-path-stat").and_then(decoded);
-        let progress = Progress::bytes("copying", None);
+        let progress = self.progress();
         if to == "-" {
             archive::write(reply.lines(), None, progress).await?;
             return Ok(SUCCESS);
         }
         let stat = stat.ok_or_else(|| Failure::new("the engine doesn't say what it sends"))?;
         let (folder, name) = place(Path::new(to), to.ends_with('/'), &stat)?;
+        let name = name.or(link);
         // Unpacked beside its place, so that what a container says its files are called can't name another.
         let beside = folder.join(format!(".dorm-cp.{}", std::process::id()));
         fs::create_dir(&beside)
@@ -144,6 +147,10 @@ impl Copy {
         };
         let _ = fs::remove_dir_all(&beside);
         copied.map(|()| SUCCESS)
+    }
+
+    fn progress(&self) -> Progress {
+        if self.quiet { Progress::none() } else { Progress::bytes("copying", None) }
     }
 
     async fn copy_in(&self, operation: &Operation, from: &str, container: &str, path: &str) -> Done {
@@ -160,7 +167,7 @@ impl Copy {
                 return Err(Failure::new(format!("{path:?} in {container:?} is no folder"))
                     .hint("an archive is unpacked into one"));
             }
-            (path, archive::read(Path::new("-"), Progress::bytes("copying", None))?)
+            (path, archive::read(Path::new("-"), self.progress())?)
         } else {
             let source = Path::new(from);
             let metadata = if self.follow_link || from.ends_with('/') {

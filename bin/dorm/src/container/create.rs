@@ -14,7 +14,7 @@ use crate::context::Context;
 use crate::error::{Done, Failure};
 use crate::image::pull::{Pulled, pull};
 use crate::operation::Operation;
-use crate::output::print;
+use crate::output::{print, say, warn};
 
 /// `dorm create`.
 #[derive(Args)]
@@ -104,10 +104,8 @@ impl Made {
                     && error.to_string().contains("No such image") =>
             {
                 if !self.quiet {
-                    eprintln!(
-                        "Unable to find image '{}' locally",
-                        crate::image::reference::tagged(self.image())
-                    );
+                    let name = crate::image::reference::tagged(self.image());
+                    say(format_args!("Unable to find image '{name}' locally"));
                 }
                 pull(operation, self.image(), platform, Pulled::Missing { quiet: self.quiet }).await?;
                 operation.engine.post_json::<Answer>(&target, body).await?
@@ -123,7 +121,7 @@ impl Made {
             })?,
         };
         for warning in answer.warnings.unwrap_or_default() {
-            eprintln!("warning: {warning}");
+            warn(&warning);
         }
         if let Some(path) = &self.cidfile {
             let file = OpenOptions::new().write(true).create_new(true).open(path);

@@ -15,7 +15,7 @@ use crate::context::Context;
 use crate::error::{Done, Failure, SUCCESS};
 use crate::operation::Operation;
 use crate::stream::{Attached, Ended, Subject};
-use crate::terminal::{DetachKeys, RawMode, size};
+use crate::terminal::{DetachKeys, Mode, size};
 
 #[derive(Args)]
 pub(crate) struct Exec {
@@ -106,7 +106,7 @@ impl Exec {
             engine.post_json::<Value>(&start, json!({ "Detach": true, "Tty": self.tty })).await?;
             return Ok(SUCCESS);
         }
-        let raw = if self.tty && self.interactive { Some(RawMode::enter()?) } else { None };
+        let raw = if self.tty && self.interactive { Some(Mode::raw()?) } else { None };
         let body = json!({ "Detach": false, "Tty": self.tty, "ConsoleSize": console });
         let stream = engine.hijack(&start, body).await?;
         let attached = Attached {

@@ -11,23 +11,37 @@ use crate::error::{Done, Failure, SUCCESS};
 use crate::format::units;
 use crate::value::filters;
 
+/// What all kinds take.
 #[derive(Args)]
-pub(crate) struct Prune {
+pub(crate) struct PruneOptions {
     /// Only those that fit: NAME=VALUE.
     #[arg(long, value_name = "FILTER", value_parser = crate::value::filter)]
-    filter: Vec<String>,
+    pub(crate) filter: Vec<String>,
     /// Don't ask.
     #[arg(short, long)]
     force: bool,
 }
 
+impl PruneOptions {
+    /// Is it meant? Asked, unless nobody is to be.
+    pub(crate) fn agreed(&self, warning: &str) -> Result<bool, Failure> {
+        Ok(self.force || confirmed(warning)?)
+    }
+}
+
+#[derive(Args)]
+pub(crate) struct Prune {
+    #[command(flatten)]
+    options: PruneOptions,
+}
+
 impl Prune {
     pub(crate) async fn run(self, context: &Context) -> Done {
-        if !self.force && !confirmed("This will remove all stopped containers.")? {
+        if !self.options.agreed("This will remove all stopped containers.")? {
             return Ok(SUCCESS);
         }
         let operation = context.operation("dorm container prune", false).await?;
-        let pruned = operation.during(containers(&operation.engine, &self.filter)).await?;
+        let pruned = operation.during(containers(&operation.engine, &self.options.filter)).await?;
         pruned.print()
     }
 }
@@ -78,7 +92,7 @@ pub(crate) async fn containers(engine: &Engine, filter: &[String]) -> Result<Pru
 }
 
 /// Asks whether it is meant. No answer is a no.
-pub(crate) fn confirmed(warning: &str) -> Result<bool, Failure> {
+fn confirmed(warning: &str) -> Result<bool, Failure> {
     let mut out = io::stdout().lock();
     write!(out, "WARNING! {warning}\nAre you sure you want to continue? [y/N] ")?;
     out.flush()?;

@@ -13,9 +13,9 @@ use super::create::Made;
 use crate::context::Context;
 use crate::error::{Done, Failure, SUCCESS};
 use crate::operation::Operation;
-use crate::output::print;
+use crate::output::{print, say};
 use crate::stream::{Attached, Ended, Subject, resize};
-use crate::terminal::{DetachKeys, RawMode};
+use crate::terminal::{DetachKeys, Mode};
 
 /// The status of a `run` that failed before the container's own program began.
 const NOT_RUN: u8 = 125;
@@ -67,7 +67,7 @@ impl Run {
         // Asked before the start: a container that is removed at its end could not be asked afterwards.
         let condition = if options.rm { "removed" } else { "next-exit" };
         let exit = Exit::of(engine, &id, condition).await.map_err(not_run)?;
-        let raw = if options.tty && streams[0] { Some(RawMode::enter()?) } else { None };
+        let raw = if options.tty && streams[0] { Some(Mode::raw()?) } else { None };
         if let Err(error) = start(engine, &id).await {
             drop(raw);
             return Err(failed_start(error.into()));
@@ -156,7 +156,7 @@ impl Exit {
     pub(super) async fn code(self) -> Done {
         let status = self.waiting.await.map_err(Failure::new)??;
         if let Some(message) = status.error.as_ref().and_then(|error| error["Message"].as_str()) {
-            eprintln!("error: waiting for the container: {message}");
+            say(format_args!("error: waiting for the container: {message}"));
         }
         Ok(u8::try_from(status.status_code & 0xff).unwrap_or(1))
     }

@@ -11,7 +11,7 @@ use crate::error::{Done, FAILED, Failure, SUCCESS};
 use crate::operation::Operation;
 use crate::output::print;
 use crate::stream::{Attached, Subject};
-use crate::terminal::{DetachKeys, RawMode};
+use crate::terminal::{DetachKeys, Mode};
 
 /// Containers, and nothing else.
 #[derive(Args)]
@@ -215,7 +215,7 @@ impl Start {
         let id = container["Id"].as_str().unwrap_or(name).to_owned();
         let stream = engine.hijack(&attach_target(&id, [input, true, true]), Value::Null).await?;
         let exit = Exit::of(engine, &id, if removed { "removed" } else { "next-exit" }).await?;
-        let raw = if tty && input { Some(RawMode::enter()?) } else { None };
+        let raw = if tty && input { Some(Mode::raw()?) } else { None };
         if let Err(error) = start(engine, &id).await {
             drop(raw);
             return Err(failed_start(error.into()).code(FAILED));

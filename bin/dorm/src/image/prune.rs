@@ -4,7 +4,7 @@ use clap::Args;
 use dormouse_client::{Engine, Target};
 use serde_json::Value;
 
-use crate::container::prune::{Pruned, confirmed};
+use crate::container::prune::{PruneOptions, Pruned};
 use crate::context::Context;
 use crate::error::{Done, Failure, SUCCESS};
 use crate::value::filters;
@@ -14,12 +14,8 @@ pub(crate) struct Prune {
     /// All that no container uses, not only those without a name.
     #[arg(short, long)]
     all: bool,
-    /// Only those that fit: NAME=VALUE.
-    #[arg(long, value_name = "FILTER", value_parser = crate::value::filter)]
-    filter: Vec<String>,
-    /// Don't ask.
-    #[arg(short, long)]
-    force: bool,
+    #[command(flatten)]
+    options: PruneOptions,
 }
 
 impl Prune {
@@ -29,11 +25,11 @@ impl Prune {
         } else {
             "This will remove all dangling images."
         };
-        if !self.force && !confirmed(warning)? {
+        if !self.options.agreed(warning)? {
             return Ok(SUCCESS);
         }
         let operation = context.operation("dorm image prune", false).await?;
-        let pruned = operation.during(images(&operation.engine, self.all, &self.filter)).await?;
+        let pruned = operation.during(images(&operation.engine, self.all, &self.options.filter)).await?;
         pruned.print()
     }
 }

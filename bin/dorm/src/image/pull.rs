@@ -68,9 +68,8 @@ pub(crate) async fn pull(
     if let Some((name, value)) = registry::authorization(reference::registry(image))? {
         call = call.header(name, value);
     }
-    let reply = operation.engine.send(call).await?;
-    show(reply.lines(), shown).await?;
-    Ok(())
+    let pulling = async { show(operation.engine.send(call).await?.lines(), shown).await };
+    pulling.await.map(drop).map_err(registry::explain)
 }
 
 impl Pull {
@@ -103,8 +102,10 @@ pub(super) async fn push(operation: &Operation, image: &str, all: bool, quiet: b
         Some(known) => known,
         None => registry::nobody(),
     };
-    let reply = operation.engine.send(Call::new(Method::POST, target).header(header, value)).await?;
-    show(reply.lines(), if quiet { Shown::Quiet } else { Shown::Out }).await.map(drop)
+    let shown = if quiet { Shown::Quiet } else { Shown::Out };
+    let call = Call::new(Method::POST, target).header(header, value);
+    let pushing = async { show(operation.engine.send(call).await?.lines(), shown).await };
+    pushing.await.map(drop).map_err(registry::explain)
 }
 
 impl Push {

@@ -72,6 +72,7 @@ impl Monitor {
         due.set_missed_tick_behavior(MissedTickBehavior::Skip);
         loop {
             screen.terminal.draw(|frame| view::draw(frame, &state))?;
+            crate::terminal::planted_panic();
             tokio::select! {
                 _ = due.tick() => state.look(looker.look().await?),
                 Some(answer) = answers.next() => state.told(answer),

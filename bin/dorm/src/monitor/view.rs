@@ -7,6 +7,7 @@ use ratatui::text::{Line, Text};
 use ratatui::widgets::{Cell, Paragraph, Row, Table, TableState, Wrap};
 
 use super::state::{HOURS, Seen, State};
+use crate::terminal::has_colours;
 
 /// What the keys do.
 const KEYS: &str = "s sleep   w wake   p pin   t terminate   q quit";
@@ -101,8 +102,7 @@ fn row(seen: &Seen, state: &State, columns: usize) -> Row<'static> {
 }
 
 fn colour(phase: &str) -> Style {
-    // Whoever wants none says so: https://no-color.org.
-    if std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty()) {
+    if !has_colours(&std::io::stdout()) {
         return Style::new();
     }
     match phase {

@@ -11,6 +11,7 @@ use tokio::io::BufReader;
 use super::process::{Place, needs_terminal};
 use crate::context::Context;
 use crate::error::{Done, Failure};
+use crate::output::say;
 
 #[derive(Args)]
 pub(crate) struct Enter {
@@ -39,7 +40,7 @@ impl Enter {
         // The session is its connection's: if this command dies, the service ends it.
         let mut life = BufReader::new(service.create_temporary(&wish).await?);
         let info: SessionInfo = first_line(&mut life).await?;
-        eprintln!("session {}", info.name);
+        say(format_args!("session {}", info.name));
         let done = self.place.shell(&Context::new(info.name.clone())).await;
         // Whoever enters it again at once finds the store free.
         service.remove(&info.name).await?;

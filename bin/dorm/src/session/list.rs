@@ -8,7 +8,7 @@ use dormouse_api::{Phase, SessionInfo, SessionName};
 use crate::arguments::Format;
 use crate::context::Context;
 use crate::error::{Done, SUCCESS};
-use crate::output::{print, print_json};
+use crate::output::{print, print_json, say};
 use crate::session::state::{phase, state};
 
 #[derive(Args)]
@@ -38,7 +38,7 @@ impl List {
         let sessions = context.service().await?.sessions().await?;
         if self.verbose {
             let up = sessions.iter().filter(|info| info.vm.phase != Phase::Absent).count();
-            eprintln!("{} sessions, {up} with a VM", sessions.len());
+            say(format_args!("{} sessions, {up} with a VM", sessions.len()));
         }
         if self.format == Format::Json && !self.quiet {
             return print_json(&sessions);

@@ -16,7 +16,7 @@ use crate::context::Context;
 use crate::error::{Done, Failure, SUCCESS};
 use crate::output::warn;
 use crate::stream::input;
-use crate::terminal::{RawMode, size};
+use crate::terminal::{Mode, size};
 
 /// Frames that wait to be sent.
 const QUEUE: usize = 8;
@@ -115,7 +115,7 @@ impl Place {
 /// Joins the process's streams with ours until it ends.
 async fn join(stream: Upgraded, tty: bool) -> Done {
     let (from, to) = tokio::io::split(stream);
-    let raw = if tty { Some(RawMode::enter()?) } else { None };
+    let raw = if tty { Some(Mode::raw()?) } else { None };
     let (frames, queue) = mpsc::channel(QUEUE);
     // Nothing that is sent is of use once the process has ended.
     let _sending = [

@@ -31,6 +31,7 @@ use self::spec::{Agent, Secret};
 use self::wire::News;
 use crate::error::Failure;
 use crate::operation::Operation;
+use crate::output::say;
 
 /// How often the live view is drawn.
 const DRAWN_EVERY: Duration = Duration::from_millis(100);
@@ -218,7 +219,7 @@ impl Screen {
             bar.abandon();
         }
         if failed && self.shown != Shown::Plain {
-            eprint!("{}", self.progress.of_failed());
+            say(self.progress.of_failed().trim_end());
         }
     }
 }

@@ -300,7 +300,6 @@ const TELLS: &[&str] = &[
     "info",
     "version --format json",
     "system df",
-    "system df --verbose",
     "system df --host",
     "why",
     "why --format json",

@@ -38,7 +38,7 @@ const FILES: &[&str] = &[
     "regression_test",
 ];
 
-/// Tests that bind paths of the host, of which a session shares some only (docs/COMPATIBILITY.md).
+/// Tests that bind paths of the host. Without a session an engine binds what its VM has of that name.
 const BINDS: &[&str] = &[
     "api_container_test::CreateContainerTest::test_create_with_binds_as_list",
     "api_container_test::VolumeBindTest",
@@ -156,15 +156,9 @@ fn passed(outcomes: &Outcomes) -> BTreeSet<&str> {
 /// The tests that have to pass through a session.
 fn wanted() -> Result<Vec<String>> {
     let list = std::fs::read_to_string(list()).context("run the shard docker-py-1-raw first")?;
-    let wanted: Vec<_> = list.lines().map(str::to_owned).filter(|name| !binds(name)).collect();
+    let wanted: Vec<_> = list.lines().map(str::to_owned).collect();
     ensure!(wanted.len() > 100, "the list has {} tests", wanted.len());
     Ok(wanted)
-}
-
-fn binds(name: &str) -> bool {
-    BINDS
-        .iter()
-        .any(|bind| name.strip_prefix(bind).is_some_and(|rest| rest.is_empty() || rest.starts_with("::")))
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -246,6 +240,27 @@ async fn through_a_sessions_socket_the_same_ones_pass() -> Result<()> {
     let lost: Vec<_> = wanted.iter().filter(|name| !passed.contains(name.as_str())).collect();
     println!("figure: passed through a session's socket = {} of {}", wanted.len() - lost.len(), wanted.len());
     ensure!(lost.is_empty(), "through the socket these fail, and not without it: {lost:#?}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn those_that_bind_folders_of_the_host_pass_through_a_sessions_socket() -> Result<()> {
+    if in_network_namespace("those_that_bind_folders_of_the_host_pass_through_a_sessions_socket")? {
+        return Ok(());
+    }
+    give_host_an_address()?;
+    let (registry, stage) = (Registry::start()?, stage_with_network()?);
+    let session = session_with(&stage, &registry).await?;
+    let named: Vec<_> = BINDS.iter().map(|name| (*name).to_owned()).collect();
+    let tests = Tests::new(&session.docker_socket, "binds")?;
+    let outcomes = tokio::task::block_in_place(|| tests.file("api_container_test", &named))?;
+    let passed = passed(&outcomes);
+    println!(
+        "figure: passed of those that bind folders of the host = {} of {}",
+        passed.len(),
+        outcomes.len()
+    );
+    ensure!(passed.len() >= 5 && passed.len() == outcomes.len(), "{outcomes:#?}\n{}", stage.logs(&session));
     Ok(())
 }
 

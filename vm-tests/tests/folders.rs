@@ -10,8 +10,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use dormouse_api::{HoldKind, How, Phase};
 use dormouse_vm_tests::desk::{Desk, text};
-use dormouse_vm_tests::figure;
+use dormouse_vm_tests::registry::give_host_an_address;
 use dormouse_vm_tests::stage::{STATE_WITHIN, fall_asleep, host_of, inspect, program, until};
+use dormouse_vm_tests::{figure, in_network_namespace};
 use rustix::process::{Signal, kill_process};
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 
@@ -37,6 +38,53 @@ async fn folders_of_the_host_are_in_containers_as_if_they_were_there() -> Result
     }
     .await;
     outcome.with_context(|| desk.stage.logs(&desk.session))
+}
+
+/// With passt, QEMU, virtiofsd and the service as a user who is nobody else.
+#[test]
+fn a_user_without_root_has_folders_as_well() -> Result<()> {
+    if in_network_namespace("a_user_without_root_has_folders_as_well")? {
+        return Ok(());
+    }
+    give_host_an_address()?;
+    tokio::runtime::Runtime::new()?.block_on(async {
+        let desk = Desk::of_an_ordinary_user("passt").await?;
+        let outcome = an_ordinary_users_folders(&desk).await;
+        outcome.with_context(|| desk.stage.logs(&desk.session))
+    })
+}
+
+async fn an_ordinary_users_folders(desk: &Desk) -> Result<()> {
+    let user = desk.user.unwrap_or(rustix::process::geteuid().as_raw());
+    let script = "cat /src/host && echo inside > /src/inside && stat -c %u /src/host && id -u && sleep 3600";
+    let bind = format!("{}:/src", desk.at("src"));
+    let run = ["run", "-d", "--init", "--name", "keeps", "-v", &bind, "busybox", "sh", "-c", script];
+    desk.succeed(&run).await?;
+    for name in ["dormd", "dorm-session", "passt", "qemu-system-x86", "virtiofsd"] {
+        let found = desk.processes(name)?;
+        ensure!(!found.is_empty(), "no {name} runs");
+        for pid in found {
+            let status = fs::read_to_string(format!("/proc/{}/status", pid.as_raw_nonzero()))?;
+            let ids = status.lines().find_map(|line| line.strip_prefix("Uid:")).context("it has ids")?;
+            ensure!(ids.split_whitespace().all(|id| id == user.to_string()), "{name} runs as {ids}");
+        }
+    }
+    let as_user = ["exec", "--user", &user.to_string(), "keeps", "sh", "-c", "echo more >> /src/inside"];
+    desk.succeed(&as_user).await?;
+    ensure!(desk.succeed(&["logs", "keeps"]).await? == format!("from the host\n{user}\n0\n"));
+    let made = fs::metadata(desk.at("src/inside"))?;
+    ensure!(made.uid() == user && fs::read_to_string(desk.at("src/inside"))? == "inside\nmore\n", "{made:?}");
+    // What the user can't read, no container can.
+    if desk.user.is_some() {
+        fs::write(desk.at("src/roots"), "secret\n")?;
+        fs::set_permissions(desk.at("src/roots"), fs::Permissions::from_mode(0o600))?;
+        let output = desk.stage.run(&desk.session, &["exec", "keeps", "cat", "/src/roots"]).await?;
+        ensure!(text(&output.stderr).contains("Permission denied") && output.stdout.is_empty(), "{output:?}");
+    }
+    desk.succeed(&["rm", "-f", "keeps"]).await?;
+    desk.taken_back().await?;
+    fall_asleep(&desk.session).await?;
+    desk.prints(&[("src", "/src")], "cat /src/inside", "inside\nmore\n").await
 }
 
 async fn reads_and_writes_go_both_ways(desk: &Desk) -> Result<()> {

@@ -3,6 +3,7 @@
 //! Every round measures each way to wake once, one after the other, so that what else the machine does falls on all alike.
 //! A Docker request is *uncached* when no sleeping session can answer it: each names a number that was never asked for.
 
+mod folders;
 mod http;
 mod ours;
 mod report;
@@ -14,6 +15,7 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use clap::Args;
 
+pub(crate) use self::folders::Folders;
 use self::ours::Home;
 use self::usual::Usual;
 

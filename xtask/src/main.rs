@@ -71,6 +71,8 @@ enum Command {
 enum Bench {
     /// From asleep to the first answer, beside a VM with systemd and docker. Needs root, to build that.
     Wake(bench::Wake),
+    /// How fast shared folders are, beside volumes and the host's own.
+    Folders(bench::Folders),
 }
 
 fn main() -> Result<()> {
@@ -81,6 +83,7 @@ fn main() -> Result<()> {
             guest_image::build(&out, &work, update, dorm_init)
         }
         Command::Bench(Bench::Wake(wake)) => wake.run(),
+        Command::Bench(Bench::Folders(folders)) => folders.run(),
         Command::Replay { file } => replay::replay(&file),
         Command::BusyboxImage { out } => busybox_image::build(&out),
         Command::CliReference { check } => manual::reference(check),

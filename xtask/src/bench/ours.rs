@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::Read as _;
 use std::os::fd::{AsFd, AsRawFd as _};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
@@ -51,6 +51,7 @@ impl Home {
             .env("DORM_HOME", folder.path())
             .env("DORM_IMAGES", images.canonicalize().context("there is no guest image")?)
             .env("DORM_NETWORK", "none")
+            .env("DORM_VIRTIOFSD", std::env::current_dir()?.join("build/virtiofsd/bin/virtiofsd"))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log)
@@ -119,6 +120,13 @@ impl Session {
     /// An uncached request.
     pub(super) fn ask(&self) -> Result<()> {
         ask(&self.docker, "GET", &uncached(), "").map(drop)
+    }
+
+    /// Debian's docker client, run to its end.
+    pub(super) fn docker(&self, arguments: &[&str]) -> Result<Output> {
+        let mut docker = Command::new("build/clients/docker");
+        docker.args(arguments).env("DOCKER_HOST", format!("unix://{}", self.docker.display()));
+        docker.stdin(Stdio::null()).output().context("can't run docker's client: scripts/install-clients")
     }
 
     /// The same, measured, with the steps that the session tells of. It must have been started in this way.

@@ -93,7 +93,8 @@ async fn go_through(desk: &Desk, cycles: usize) -> Result<()> {
     desk.succeed(&["create", "--name", "works", "--init", "-v", &bind, "busybox", "sh", "-c", WORK]).await?;
     // It runs on in memory over all of the sleeps.
     let beside = "number=0; while :; do number=$((number + 1)); echo $number > /v/number; sleep 0.2; done";
-    desk.succeed(&["run", "-d", "--name", "beside", "-v", "v:/v", "busybox", "sh", "-c", beside]).await?;
+    desk.succeed(&["run", "-d", "--name", "beside", "-v", "beside:/v", "busybox", "sh", "-c", beside])
+        .await?;
     let (mut known, mut starts, mut boots) = (0, Vec::new(), None);
     for cycle in 1..=cycles {
         let begun = Instant::now();

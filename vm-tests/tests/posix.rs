@@ -144,12 +144,13 @@ fn owner(desk: &Desk) -> String {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_shared_folder_is_what_posix_wants_as_far_as_the_hosts_own_is() -> Result<()> {
     let desk = desk().await?;
-    let arguments = |settings| ["-c", settings, "-s", "/dev/shm", "-p", "."];
-    let settings = desk.at("tools/pjdfstest.toml");
-    let native = natively(&desk, "pjdfstest", &arguments(&settings)).await?;
-    let shared =
-        in_a_container(&desk, &owner(&desk), "pjdfstest", &arguments("/tools/pjdfstest.toml")).await?;
-    let root = in_a_container(&desk, "0:0", "pjdfstest", &arguments("/tools/pjdfstest.toml")).await?;
+    let (settings, folder) = (desk.at("tools/pjdfstest.toml"), desk.at("native"));
+    let native = ["-c", &settings, "-s", "/dev/shm", "-p", &folder];
+    let native = natively(&desk, "pjdfstest", &native).await?;
+    // Where the length of its folder's path is a multiple of something, the suite can't count: this one is none.
+    let arguments = ["-c", "/tools/pjdfstest.toml", "-s", "/dev/shm", "-p", "/shared"];
+    let shared = in_a_container(&desk, &owner(&desk), "pjdfstest", &arguments).await?;
+    let root = in_a_container(&desk, "0:0", "pjdfstest", &arguments).await?;
     let logs = [native, shared, root].map(|output| text(&output.stdout) + &text(&output.stderr));
     let state = project().join("target/long");
     for (name, log) in ["native", "shared", "root"].iter().zip(&logs) {

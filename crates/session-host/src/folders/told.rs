@@ -33,13 +33,14 @@ pub(super) async fn tell(agent: Agent, control: PathBuf, folders: Folders, gener
         let process = process.map_err(|error| error.to_string())?;
         let (reader, mut writer) = tokio::io::split(process.stream);
         tokio::select! {
-            words = last_words(reader) => Err(words),
-            fed = feed(&mut keeper, &mut writer, &folders, generation) => fed.map_err(|error| error.to_string()),
+            words = last_words(reader) => tracing::warn!(words, generation, "watchers in containers are told of no more changes"),
+            // Most often the keeper has ended, as it should; if it has died, that is told elsewhere.
+            fed = feed(&mut keeper, &mut writer, &folders, generation) => tracing::debug!(?fed, generation, "no more changes"),
         }
+        Ok::<_, String>(())
     };
     if let Err(why) = telling.await {
-        // Also when the keeper has died, of which more is told elsewhere.
-        tracing::warn!(why, generation, "watchers in containers are told of no more changes");
+        tracing::warn!(why, generation, "watchers in containers aren't told of changes");
     }
 }
 

@@ -1,11 +1,15 @@
 //! Sessions whose containers may be suspended: they sleep when those are quiet, and stay awake when they aren't.
 
+use std::process::Command;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
 use anyhow::{Context, Result, ensure};
 use dormouse_api::{
     CreateSession, HistoryEntry, HoldKind, IdleTimeout, Phase, RunningContainers, SessionInfo, SleepAnswer,
 };
 use dormouse_client::Endpoint;
-use dormouse_vm_tests::stage::{Stage, fall_asleep, until};
+use dormouse_vm_tests::figure;
+use dormouse_vm_tests::stage::{Stage, fall_asleep, inspect, program, until};
 
 const GRACE_SECONDS: u64 = 3;
 
@@ -23,7 +27,8 @@ async fn containers_that_are_quiet_are_suspended_and_those_that_are_not_hold_wit
     a_health_check_and_a_loop_that_waits_are_quiet(&stage, &session).await?;
     work_holds_and_can_be_suspended_by_name(&stage, &session).await?;
     a_connection_out_of_the_vm_holds_unless_it_is_labelled(&stage, &session).await?;
-    a_mark_holds_until_it_is_taken_away(&stage, &session).await
+    a_mark_holds_until_it_is_taken_away(&stage, &session).await?;
+    a_vm_that_dozes_stands_still_and_is_back_at_once_with_the_right_time(&stage, &session).await
 }
 
 async fn a_health_check_and_a_loop_that_waits_are_quiet(stage: &Stage, session: &SessionInfo) -> Result<()> {
@@ -94,6 +99,64 @@ async fn a_mark_holds_until_it_is_taken_away(stage: &Stage, session: &SessionInf
     stage.succeed(session, &["exec", "marker", "rm", "/busy/backup"]).await?;
     asleep(session).await?;
     Ok(())
+}
+
+/// The time that the guest has been up tells whether its vCPUs ran.
+async fn a_vm_that_dozes_stands_still_and_is_back_at_once_with_the_right_time(
+    stage: &Stage,
+    session: &SessionInfo,
+) -> Result<()> {
+    const DOZED: Duration = Duration::from_secs(3);
+    let set = |seconds| {
+        let mut dorm = Command::new(program("dorm"));
+        dorm.args(["session", "set", "default", "--doze", seconds]).env("DORM_HOME", stage.home());
+        dorm
+    };
+    ensure!(stage.finish(session, set("3600")).await?.status.success());
+    let wait = ["run", "--detach", "--name", "waiting", "busybox", "sh", "-c", "while sleep 0.2; do :; done"];
+    stage.succeed(session, &wait).await?;
+    let before = clocks(stage, session).await?;
+    let dozes = until(session, |info| info.vm.phase == Phase::Dozing).await?;
+    tokio::time::sleep(DOZED).await;
+    let asked = Instant::now();
+    let engine = Endpoint::new(&session.docker_socket);
+    let _: serde_json::Value = engine.get("/containers/json?limit=1234").await?;
+    figure("from a doze to the first answer", asked.elapsed());
+    let after = clocks(stage, session).await?;
+    let (passed, ran) = (after.wall - before.wall, after.uptime - before.uptime);
+    println!("figure: seconds that a VM ran of those that passed = {ran:.2} of {passed:.2}");
+    ensure!(passed - ran > 0.9 * DOZED.as_secs_f64(), "{before:?} {after:?}");
+    // The guest tells whole seconds.
+    ensure!((after.wall - after.guest).abs() < 2.0, "its clock is wrong: {after:?}");
+    let info = inspect(session).await?;
+    ensure!(info.vm.start_count == dozes.vm.start_count, "it was put to sleep: {info:?}");
+
+    // When it has dozed for its time, it is.
+    ensure!(stage.finish(session, set("1")).await?.status.success());
+    until(session, |info| info.vm.phase == Phase::Dozing).await?;
+    asleep(session).await?;
+    stage.succeed(session, &["rm", "--force", "waiting"]).await?;
+    Ok(())
+}
+
+/// In seconds.
+#[derive(Debug)]
+struct Clocks {
+    /// Since 1970, here.
+    wall: f64,
+    /// The same, by the guest.
+    guest: f64,
+    /// Since the guest's boot, by itself.
+    uptime: f64,
+}
+
+async fn clocks(stage: &Stage, session: &SessionInfo) -> Result<Clocks> {
+    let told = stage.succeed(session, &["exec", "waiting", "sh", "-c", "cat /proc/uptime; date +%s"]).await?;
+    let wall = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs_f64();
+    let mut words = told.split_whitespace();
+    let (uptime, guest) = (words.next(), words.next_back());
+    let (uptime, guest) = uptime.zip(guest).with_context(|| told.clone())?;
+    Ok(Clocks { wall, guest: guest.parse()?, uptime: uptime.parse()? })
 }
 
 /// Waits until it has fallen asleep by itself.

@@ -110,7 +110,7 @@ async fn known(kind: Kind) -> Option<Vec<String>> {
         Err(_) => SessionName::default(),
     };
     let info = sessions.into_iter().find(|info| info.name == wanted)?;
-    // Nobody's VM is woken by a tabulator.
+    // Nobody's VM is woken by a tabulator, not even from a doze.
     if !matches!(info.vm.phase, Phase::Running | Phase::Counting) {
         return None;
     }

@@ -73,7 +73,9 @@ impl Context {
             Phase::Absent | Phase::Starting | Phase::Stopping | Phase::Committed => {
                 tell_steps(Service::watch(&info).await?)
             }
-            Phase::Running | Phase::Counting => AbortOnDropHandle::new(tokio::spawn(async {})),
+            Phase::Running | Phase::Counting | Phase::Dozing => {
+                AbortOnDropHandle::new(tokio::spawn(async {}))
+            }
         };
         Ok(Operation::reading(&info, steps))
     }

@@ -308,8 +308,10 @@ impl Keeper {
     fn change(&mut self, change: &ChangeSettings) {
         self.settings.change(change);
         let (timeout, crash) = (self.settings.idle_timeout, self.settings.crash);
+        let doze = self.settings.doze_seconds;
         self.info.send_modify(|info| {
             info.idle.timeout_seconds = timeout;
+            info.idle.doze_seconds = doze;
             info.crash = crash;
         });
     }

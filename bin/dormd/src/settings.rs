@@ -65,6 +65,9 @@ pub(crate) struct Settings {
     pub(crate) temporary: bool,
     /// The grace period.
     pub(crate) idle_timeout: IdleTimeout,
+    /// How long the VM dozes after it, in seconds; 0: not at all.
+    #[serde(default)]
+    pub(crate) doze_seconds: u64,
     /// How the VM is put to sleep after it.
     #[serde(default)]
     pub(crate) idle_action: IdleAction,
@@ -161,6 +164,7 @@ impl Settings {
             ephemeral: wish.ephemeral,
             temporary: wish.temporary,
             idle_timeout: wish.idle_timeout,
+            doze_seconds: wish.doze_seconds,
             idle_action: wish.idle_action,
             crash: wish.crash,
             running: wish.running,
@@ -232,6 +236,7 @@ impl Settings {
             ephemeral: self.ephemeral,
             temporary: self.temporary,
             idle_timeout: self.idle_timeout,
+            doze_seconds: self.doze_seconds,
             idle_action: self.idle_action,
             running: self.running,
             hostname: self.hostname(),
@@ -254,9 +259,12 @@ impl Settings {
 
     /// Takes over what may be changed while a session lives.
     pub(crate) fn change(&mut self, change: &ChangeSettings) {
-        let ChangeSettings { idle_timeout, crash, asleep_answers } = change;
+        let ChangeSettings { idle_timeout, doze_seconds, crash, asleep_answers } = change;
         if let Some(timeout) = idle_timeout {
             self.idle_timeout = *timeout;
+        }
+        if let Some(seconds) = doze_seconds {
+            self.doze_seconds = *seconds;
         }
         if let Some(crash) = crash {
             self.crash = *crash;

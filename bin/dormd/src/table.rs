@@ -203,7 +203,12 @@ impl Table {
         };
         info.snapshot = match info.vm.phase {
             Phase::Absent => self.factory.snapshot_info(&settings),
-            Phase::Starting | Phase::Running | Phase::Counting | Phase::Committed | Phase::Stopping => None,
+            Phase::Starting
+            | Phase::Running
+            | Phase::Counting
+            | Phase::Dozing
+            | Phase::Committed
+            | Phase::Stopping => None,
         };
         Ok(info)
     }
@@ -215,7 +220,12 @@ impl Table {
             let row = rows.get(name).ok_or_else(|| unknown(name))?;
             match row.info.borrow().vm.phase {
                 Phase::Absent => row.settings.storage.clone(),
-                Phase::Starting | Phase::Running | Phase::Counting | Phase::Committed | Phase::Stopping => {
+                Phase::Starting
+            | Phase::Running
+            | Phase::Counting
+            | Phase::Dozing
+            | Phase::Committed
+            | Phase::Stopping => {
                     return Ok(VerifyAnswer::NoSnapshot);
                 }
             }
@@ -316,11 +326,13 @@ impl Table {
             settings.change(&change);
             settings.write(&self.home.session(&settings.id)).map_err(internal)?;
             row.settings = settings;
-            (row.orders.clone(), row.info.clone(), (row.settings.idle_timeout, row.settings.crash))
+            let Settings { idle_timeout, doze_seconds, crash, .. } = &row.settings;
+            (row.orders.clone(), row.info.clone(), (*idle_timeout, *doze_seconds, *crash))
         };
         let gone = |_| ApiError::new(ErrorCode::NotFound, "the session is being removed");
         orders.send(Order::Change(change)).await.map_err(gone)?;
-        let changed = info.wait_for(|info| (info.idle.timeout_seconds, info.crash) == wanted);
+        let told = |info: &SessionInfo| (info.idle.timeout_seconds, info.idle.doze_seconds, info.crash);
+        let changed = info.wait_for(|info| told(info) == wanted);
         match timeout(CHANGED_WITHIN, changed).await {
             Ok(Ok(info)) => Ok(info.clone()),
             Ok(Err(_)) | Err(_) => Err(ApiError::new(
@@ -496,6 +508,7 @@ fn fresh(settings: &Settings, runtime: &Path) -> SessionInfo {
         crash: settings.crash,
         idle: IdleInfo {
             timeout_seconds: settings.idle_timeout,
+            doze_seconds: settings.doze_seconds,
             action: settings.idle_action,
             running: settings.running,
         },

@@ -53,6 +53,9 @@ pub struct HostSettings {
     pub temporary: bool,
     /// The grace period.
     pub idle_timeout: IdleTimeout,
+    /// How long the VM dozes after it, in seconds; 0: not at all.
+    #[serde(default)]
+    pub doze_seconds: u64,
     /// How the VM is put to sleep after it.
     pub idle_action: IdleAction,
     /// Whether running containers keep the VM awake.

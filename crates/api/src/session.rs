@@ -118,6 +118,9 @@ pub struct CreateSession {
     /// The grace period.
     #[serde(default)]
     pub idle_timeout: IdleTimeout,
+    /// How long the VM dozes after it before it is put to sleep, in seconds; 0: not at all.
+    #[serde(default)]
+    pub doze_seconds: u64,
     /// How the VM is put to sleep after it.
     #[serde(default)]
     pub idle_action: IdleAction,
@@ -159,6 +162,7 @@ impl CreateSession {
             memory_mib: None,
             storage_bytes: None,
             idle_timeout: IdleTimeout::default(),
+            doze_seconds: 0,
             crash: CrashPolicy::default(),
             idle_action: IdleAction::default(),
             running: RunningContainers::default(),
@@ -189,6 +193,9 @@ pub struct ChangeSettings {
     /// A new grace period; it counts from the moment when the last hold went.
     #[serde(default, skip_serializing_if = "Option::is_none", with = "present")]
     pub idle_timeout: Option<IdleTimeout>,
+    /// How long the VM dozes before it is put to sleep, in seconds; 0: not at all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub doze_seconds: Option<u64>,
     /// What follows a crash from now on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub crash: Option<CrashPolicy>,
@@ -342,6 +349,8 @@ pub enum Phase {
     Running,
     /// Nothing holds it and the grace period is over: the engine is asked what runs.
     Counting,
+    /// Its processors are stopped, its memory is kept: it runs on at once.
+    Dozing,
     /// A sleep will happen; hooks are being told.
     Committed,
     /// It is being suspended or shut down.
@@ -402,6 +411,9 @@ pub enum HoldKind {
 pub struct IdleInfo {
     /// The grace period; `null`: never.
     pub timeout_seconds: IdleTimeout,
+    /// How long the VM dozes after it before it is put to sleep; 0: not at all.
+    #[serde(default)]
+    pub doze_seconds: u64,
     /// What happens then.
     pub action: IdleAction,
     /// Whether running containers keep the VM awake.

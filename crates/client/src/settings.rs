@@ -59,6 +59,17 @@ pub const KEYS: &[Key] = &[
         take: |text, wish| text.parse::<IdleTimeout>().map(|timeout| wish.idle_timeout = timeout),
     },
     Key {
+        name: "session.doze",
+        about: "Seconds that the VM then stands still, in memory, before it is put to sleep; 0: not at all",
+        default: "0",
+        example: "600",
+        take: |text, wish| {
+            let seconds = text.parse().map_err(|_| format!("{text:?} is no number of seconds"))?;
+            wish.doze_seconds = seconds;
+            Ok(())
+        },
+    },
+    Key {
         name: "session.idle-action",
         about: "How a VM is put to sleep: \"suspend\" keeps its memory, \"stop\" shuts it down",
         default: "\"suspend\" where it works",
@@ -383,12 +394,13 @@ mod tests {
 
     #[test]
     fn what_is_set_is_what_new_sessions_get() {
-        let text = "[session]\ncpus = 3\nmemory = \"2G\"\nidle-timeout = \"never\"\nidle-action = \"stop\"\n\
+        let text = "[session]\ncpus = 3\nmemory = \"2G\"\nidle-timeout = \"never\"\nidle-action = \"stop\"\ndoze = 600\n\
             registry-mirrors = \"http://a, https://b:5000\"\npublish-address = \"::\"\nasleep-answers = \"off\"\n";
         assert!(UserSettings::parse(text).warnings().is_empty());
         let wish = wish(text);
         assert_eq!((wish.cpus, wish.memory_mib), (Some(3), Some(2048)));
         assert_eq!((wish.idle_timeout, wish.idle_action), (IdleTimeout::Never, IdleAction::Stop));
+        assert_eq!(wish.doze_seconds, 600);
         assert_eq!(wish.registries.mirrors, ["http://a", "https://b:5000"]);
         assert_eq!((wish.publish_address, wish.asleep_answers), (Some("::".parse().unwrap()), Some(false)));
     }

@@ -56,6 +56,8 @@ pub(crate) struct Seen {
     /// The last count of containers that was told.
     pub(crate) census: Census,
     pub(crate) paused: bool,
+    /// The VM was told to stand still, and not yet to run on.
+    pub(crate) dozes: bool,
     pub(crate) pinned: bool,
     /// The grace period is `never`.
     pub(crate) never: bool,
@@ -299,6 +301,12 @@ impl State {
             Action::BeginSleep { how, .. } => self.see_sleep(glance, *how),
             Action::KillVm { .. } => self.see_kill(glance),
             Action::CountContainers { .. } => self.see_count(glance),
+            Action::Doze { .. } => self.see_doze(glance),
+            Action::Rouse { .. } => {
+                ensure(self.seen.dozes, "a VM is roused that doesn't doze")?;
+                self.seen.dozes = false;
+                Ok(())
+            }
             Action::ResumeVm { .. } => {
                 ensure(self.seen.stage == Stage::Up && self.seen.paused, "a VM is resumed that isn't paused")
             }
@@ -363,6 +371,7 @@ impl State {
             hooks: Hooks::Silent,
             census: NOTHING,
             paused: false,
+            dozes: false,
             crashed: false,
             exit_told: false,
             made: true,
@@ -373,6 +382,10 @@ impl State {
 
     fn see_stopping_hooks(&mut self, glance: &Glance<'_>, ask: Ask, how: StopHow) -> Checked {
         ensure(ask.generation == PRESENT, "rule 5: hooks learn of the stop of another VM")?;
+        // Of one that is gone there is nothing left to run.
+        if !self.seen.exit_told {
+            self.runs()?;
+        }
         ensure(
             matches!(self.seen.hooks, Hooks::Started | Hooks::Unsure),
             "rule 5: hooks learn of a stop of which they were told, or of a VM of which they weren't",
@@ -426,6 +439,7 @@ impl State {
 
     fn see_sleep(&mut self, glance: &Glance<'_>, how: SleepHow) -> Checked {
         ensure(!self.seen.exit_told, "a VM that is known to be dead is put to sleep")?;
+        self.runs()?;
         match self.seen.stage {
             Stage::Committed(by) => {
                 ensure(
@@ -484,6 +498,7 @@ impl State {
 
     fn see_count(&mut self, glance: &Glance<'_>) -> Checked {
         let asked = matches!(glance.event, Event::SleepRequested { .. });
+        self.runs()?;
         ensure(
             self.seen.stage == Stage::Up && !self.seen.exit_told,
             "the engine of a VM is asked that isn't up",
@@ -496,6 +511,21 @@ impl State {
         ensure(self.seen.may_sleep(&glance.scope.config), "rule 11: an ephemeral session is about to sleep")?;
         self.order = Order::Count;
         Ok(())
+    }
+
+    fn see_doze(&mut self, glance: &Glance<'_>) -> Checked {
+        let counted = matches!(glance.event, Event::ContainersCounted { census: Some(_), .. });
+        ensure(self.seen.stage == Stage::Up && counted, "rule 3: a VM dozes though the engine wasn't asked")?;
+        ensure(!self.is_held(glance.scope, Request::None), "rule 3: a VM dozes though something holds")?;
+        ensure(self.request == Request::None, "a VM dozes that somebody wants asleep")?;
+        ensure(glance.scope.config.doze.is_some(), "a VM dozes that isn't to")?;
+        self.seen.dozes = true;
+        Ok(())
+    }
+
+    /// Nothing can be done with a VM that stands still.
+    fn runs(&self) -> Checked {
+        ensure(!self.seen.dozes, "something is done with a VM that dozes")
     }
 
     fn see_grant(
@@ -515,6 +545,7 @@ impl State {
             "rule 9: a lease is granted after the end was asked for",
         )?;
         ensure(!self.seen.paused, "a lease is granted on a VM that is paused")?;
+        self.runs()?;
         let existing = scope.claims[claim].1 == Policy::ExistingOnly;
         match self.seen.stage {
             Stage::Up => {}
@@ -578,12 +609,14 @@ impl State {
             ensure(self.seen.hooks != Hooks::Started, "rule 5: hooks weren't told that the VM stopped")?;
             self.seen.stage = Stage::NoVm;
             self.seen.made = false;
+            self.seen.dozes = false;
             self.order = Order::None;
         }
         let expected = match phase {
             PhaseName::Absent | PhaseName::Terminated => self.seen.stage == Stage::NoVm,
             PhaseName::Starting => matches!(self.seen.stage, Stage::Starting | Stage::Adopting),
-            PhaseName::Running | PhaseName::Counting => self.seen.stage == Stage::Up,
+            PhaseName::Running | PhaseName::Counting => self.seen.stage == Stage::Up && !self.seen.dozes,
+            PhaseName::Dozing => self.seen.stage == Stage::Up && self.seen.dozes,
             PhaseName::Committed => matches!(self.seen.stage, Stage::Committed(_)),
             PhaseName::Stopping => {
                 matches!(self.seen.stage, Stage::Sleeping(_) | Stage::Ending | Stage::Cancelling)
@@ -648,6 +681,10 @@ impl State {
             }
             PhaseName::Counting => {
                 ensure(!self.is_held(scope, self.request), "rule 3: a count goes on though something holds")
+            }
+            PhaseName::Dozing => {
+                ensure(!held && may_sleep, "rule 3: a VM dozes that is held or may not sleep")?;
+                ensure(view.deadline.is_some(), "rule 8: a VM that dozes has no deadline")
             }
             PhaseName::Absent
             | PhaseName::Starting

@@ -1,5 +1,7 @@
 //! The scopes: what may happen in each, and how much of it.
 
+use std::time::Duration;
+
 use dormouse_lifecycle::{
     Config, CrashPolicy, HoldKind, Lifetime, Policy, RunningContainers, SleepHow, Storage,
 };
@@ -66,12 +68,22 @@ const KINDS: &[(HoldKind, Policy)] = &[
 const ACTIVITY: &[(HoldKind, Policy)] =
     &[(HoldKind::Request, Policy::Acquire), (HoldKind::Activity, Policy::ExistingOnly)];
 
+const KINDS_AND_ACTIVITY: &[(HoldKind, Policy)] = &[
+    (HoldKind::Request, Policy::Acquire),
+    (HoldKind::Events, Policy::Acquire),
+    (HoldKind::Activity, Policy::ExistingOnly),
+];
+
 fn stop() -> Config {
     Config::default()
 }
 
 fn suspend() -> Config {
     Config { idle_action: SleepHow::Suspend, ..Config::default() }
+}
+
+fn doze() -> Config {
+    Config { doze: Some(Duration::from_secs(60)), ..suspend_all() }
 }
 
 fn suspend_all() -> Config {
@@ -107,6 +119,7 @@ pub fn quick() -> Vec<Scope> {
             ACTIVITY,
             World { containers: true, sleep_requests: true, ..w },
         ),
+        scope("quick: dozes", doze(), 1, BOTH, World { containers: true, pins: true, ..w }),
         scope("quick: adoption", stop(), 1, ACQUIRE, World { host_deaths: true, terminate: true, ..w }),
     ]
 }
@@ -256,6 +269,27 @@ pub fn all() -> Vec<Scope> {
                 settings: true,
                 host_deaths: true,
                 ..w
+            },
+        ),
+        scope(
+            "dozes, and whatever may happen then",
+            doze(),
+            2,
+            KINDS_AND_ACTIVITY,
+            World {
+                deaths: true,
+                start_failures: false,
+                terminate: true,
+                containers: true,
+                pins: true,
+                weak: true,
+                sleep_requests: true,
+                io_errors: true,
+                engine_deaths: true,
+                host_deaths: true,
+                leaving: true,
+                settings: true,
+                creator: true,
             },
         ),
         scope(

@@ -185,7 +185,7 @@ impl Lifecycle {
                 true => self.scope.config.grace,
                 false => Grace::Never,
             }));
-            tell(Event::Configured(Config { grace: Grace::Never, ..self.scope.config }));
+            tell(Event::Configured(Box::new(Config { grace: Grace::Never, ..self.scope.config })));
         }
     }
 
@@ -361,6 +361,7 @@ impl State {
         self.seen.pinned = !durable.pins.is_empty();
         self.seen.census = NOTHING;
         self.seen.paused = false;
+        self.seen.dozes = false;
         self.seen.snapshot &= durable.snapshot.is_some() && durable.vm != LastVm::Starting;
         self.seen.ended = durable.termination.is_some();
         self.seen.terminating = match &durable.vm {

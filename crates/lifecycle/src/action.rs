@@ -78,6 +78,16 @@ pub enum Action {
         /// Which one.
         generation: Generation,
     },
+    /// Stop the VM's vCPUs and keep everything else.
+    Doze {
+        /// Which one.
+        generation: Generation,
+    },
+    /// Run a VM on that dozes, and tell it what time it is. Whoever is granted it from now on is served once that is done.
+    Rouse {
+        /// Which one.
+        generation: Generation,
+    },
     /// The request is granted.
     Grant {
         /// The lease.

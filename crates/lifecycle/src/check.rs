@@ -2,7 +2,7 @@
 
 use crate::config::Limits;
 use crate::hold::Policy;
-use crate::phase::{Disk, Phase, Reopen, Rest, Stage, Then};
+use crate::phase::{Disk, Engine, Phase, Reopen, Rest, Stage, Then};
 use crate::session::{Mode, Session};
 
 impl Session {
@@ -47,10 +47,17 @@ impl Session {
                 }
             }
             Phase::Counting(counting) => {
-                let held = self.is_held_against(&counting.vm, counting.wish);
+                let held = self.is_held_against(&counting.vm, counting.aim.wish());
                 ensure(!held, "counting though something holds")?;
                 ensure(self.config.storage.may_sleep(), "counting though it may not sleep")?;
                 ensure(counting.unanswered < Limits::COUNTS, "asked too often")
+            }
+            Phase::Dozing(dozing) => {
+                ensure(self.mode == Mode::Serving, "a VM dozes at a host that goes")?;
+                ensure(!self.is_held(&dozing.vm), "dozing though something holds")?;
+                ensure(self.config.storage.may_sleep(), "dozing though it may not sleep")?;
+                let is_well = dozing.vm.disk == Disk::Writable && dozing.vm.engine == Engine::Alive;
+                ensure(is_well, "dozing with something amiss")
             }
             Phase::Committed(committed) => {
                 ensure(committed.queue.is_empty() || can_queue(&committed.then), "somebody waits for the end")

@@ -60,6 +60,9 @@ pub enum CrashPolicy {
 pub struct Config {
     /// Time from the last strong hold to the sleep.
     pub grace: Grace,
+    /// After the grace period the VM first stands still for so long, with its memory kept; it isn't put to sleep before.
+    #[cfg_attr(feature = "serde", serde(default))]
+    pub doze: Option<Duration>,
     /// How the VM is put to sleep when it is idle.
     pub idle_action: SleepHow,
     /// Whether running containers keep the VM awake.
@@ -78,6 +81,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             grace: Grace::After(Duration::from_secs(30)),
+            doze: None,
             idle_action: SleepHow::Stop,
             running: RunningContainers::Hold,
             storage: Storage::Persistent,

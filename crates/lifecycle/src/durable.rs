@@ -153,6 +153,8 @@ impl Session {
             Phase::Starting(Starting { source: Source::Made(_), .. }) => LastVm::Starting,
             Phase::Running(running) => LastVm::Up { how: running.vm.how },
             Phase::Counting(counting) => LastVm::Up { how: counting.vm.how },
+            // A new host runs it on.
+            Phase::Dozing(dozing) => LastVm::Up { how: dozing.vm.how },
             Phase::Committed(Committed { vm, by, then, .. }) => {
                 LastVm::Sleeping { how: vm.how, by: *by, then: then.clone() }
             }
@@ -164,6 +166,7 @@ impl Session {
             | Phase::Starting(_)
             | Phase::Running(_)
             | Phase::Counting(_)
+            | Phase::Dozing(_)
             | Phase::Committed(_)
             | Phase::Stopping(_) => None,
         };

@@ -11,7 +11,7 @@ use crate::hold::{Census, Claims, Text};
 use crate::id::{Generation, Incarnation};
 use crate::lease::{answer, end_leases, refuse_all};
 use crate::phase::{
-    Cause, Counting, Killed, Phase, Reopen, Running, Source, Stage, Starting, Stopping, Termination,
+    Cause, Counting, Dozing, Killed, Phase, Reopen, Running, Source, Stage, Starting, Stopping, Termination,
     TerminationReason, Then, Vm,
 };
 use crate::session::{Mode, Session, Step};
@@ -38,7 +38,7 @@ impl Session {
                     self.crash_gone(step, vm, starting.queue, Cause::VmExited, exit.in_words());
                 }
             },
-            Phase::Running(Running { vm, .. }) => {
+            Phase::Running(Running { vm, .. }) | Phase::Dozing(Dozing { vm, .. }) => {
                 self.crash_gone(step, vm, Claims::new(), Cause::VmExited, exit.in_words());
             }
             Phase::Counting(Counting { vm, requests, .. }) => {
@@ -151,7 +151,9 @@ impl Session {
                     }
                 }
             }
-            Phase::Running(Running { vm, .. }) => self.commit_termination(step, vm, termination),
+            Phase::Running(Running { vm, .. }) | Phase::Dozing(Dozing { vm, .. }) => {
+                self.commit_termination(step, vm, termination);
+            }
             Phase::Counting(Counting { vm, requests, .. }) => {
                 answer(step, requests, &SleepOutcome::Terminated);
                 self.commit_termination(step, vm, termination);
@@ -241,7 +243,7 @@ impl Session {
                 // Another host will find it as this one did.
                 Source::Left(_) => self.phase = Phase::Starting(starting),
             },
-            Phase::Running(Running { vm, .. }) => self.leave(step, vm),
+            Phase::Running(Running { vm, .. }) | Phase::Dozing(Dozing { vm, .. }) => self.leave(step, vm),
             Phase::Counting(Counting { vm, requests, .. }) => {
                 answer(step, requests, &SleepOutcome::Busy);
                 self.leave(step, vm);

@@ -1,5 +1,6 @@
 //! All that can happen to a session.
 
+use alloc::boxed::Box;
 use alloc::vec::Vec;
 
 use crate::action::{SleepHow, StartHow};
@@ -60,7 +61,7 @@ pub enum Event {
     /// The grace period was changed; counts from when the VM became idle.
     GraceChanged(Grace),
     /// Other settings were changed; what is under way goes on with those it began with.
-    Configured(Config),
+    Configured(Box<Config>),
 
     /// A start gets on.
     VmProgress {

@@ -99,6 +99,8 @@ flaws! {
     H88: "a guest that ignores the shutdown is waited for without bound",
     H98: "a terminate from a stopping hook is lost",
     H99: "a suspend that failed too late is taken for the end of its VM",
+    D1: "a VM that dozes is leased, counted or put to sleep without being run on",
+    D2: "what holds a VM that dozes has it doze on",
 }
 
 /// What some of the bugs do, where one line doesn't say it.

@@ -1,4 +1,4 @@
-//! Being up: Running and Counting, and what keeps the VM there.
+//! Being up: Running, Counting and Dozing, and what keeps the VM there.
 
 use alloc::vec::Vec;
 
@@ -8,7 +8,9 @@ use crate::flaw::flaw;
 use crate::hold::{Census, Claims, HoldKind, Text};
 use crate::id::{Ask, Generation, RequestId};
 use crate::lease::answer;
-use crate::phase::{Cause, Committed, Counting, Disk, Engine, Phase, Rest, Running, Stopping, Then, Vm};
+use crate::phase::{
+    Aim, Cause, Committed, Counting, Disk, Dozing, Engine, Phase, Rest, Running, Stopping, Then, Vm,
+};
 use crate::session::{Mode, Session, Step};
 
 impl Session {
@@ -81,8 +83,9 @@ impl Session {
                 Rest::Paused { .. } => false,
             },
             Phase::Counting(counting) => {
-                self.is_held_against(&counting.vm, counting.wish) && !flaw!(self, H4)
+                self.is_held_against(&counting.vm, counting.aim.wish()) && !flaw!(self, H4)
             }
+            Phase::Dozing(dozing) => self.is_held(&dozing.vm) && !flaw!(self, D2),
             Phase::Absent
             | Phase::Starting(_)
             | Phase::Committed(_)
@@ -94,14 +97,15 @@ impl Session {
         }
     }
 
-    /// Decides anew whether a VM that is up is busy or idle. A count under way is called off.
-    fn resettle(&mut self, step: &mut Step<'_>, outcome: &SleepOutcome) {
+    /// Decides anew whether a VM that is up is busy or idle. A count under way is called off, and so is a doze.
+    pub(crate) fn resettle(&mut self, step: &mut Step<'_>, outcome: &SleepOutcome) {
         match self.phase.take() {
             Phase::Running(running) => self.settle(step, running.vm),
             Phase::Counting(counting) => {
                 answer(step, counting.requests, outcome);
                 self.settle(step, counting.vm);
             }
+            Phase::Dozing(dozing) => self.settle(step, dozing.vm),
             phase @ (Phase::Absent
             | Phase::Starting(_)
             | Phase::Committed(_)
@@ -111,14 +115,8 @@ impl Session {
     }
 
     /// Asks the engine what runs. The question is no activity.
-    pub(crate) fn begin_counting(
-        &mut self,
-        step: &mut Step<'_>,
-        vm: Vm,
-        requests: Vec<RequestId>,
-        wish: Option<SleepHow>,
-    ) {
-        self.count(step, Counting { vm, unanswered: 0, deadline: step.now, requests, wish });
+    pub(crate) fn begin_counting(&mut self, step: &mut Step<'_>, vm: Vm, requests: Vec<RequestId>, aim: Aim) {
+        self.count(step, Counting { vm, unanswered: 0, deadline: step.now, requests, aim });
     }
 
     fn count(&mut self, step: &mut Step<'_>, mut counting: Counting) {
@@ -154,15 +152,25 @@ impl Session {
         };
         counting.vm.set_census(step.now, census);
         let looks = !flaw!(self, H4 | H65);
-        let by = counting.wish.unwrap_or_else(|| self.sleep_how(&counting.vm));
+        let wish = counting.aim.wish();
+        let by = wish.unwrap_or_else(|| self.sleep_how(&counting.vm));
         // Whatever the settings say of a suspend, no running container is stopped.
         let loses = by == SleepHow::Stop && counting.vm.census.is_working();
-        if looks && (loses || self.is_held_against(&counting.vm, counting.wish)) {
+        if looks && (loses || self.is_held_against(&counting.vm, wish)) {
             answer(step, counting.requests, &SleepOutcome::Busy);
             self.settle(step, counting.vm);
             return;
         }
-        self.commit(step, counting.vm, by, Then::Absent, counting.requests);
+        match (counting.aim, self.config.doze) {
+            (Aim::Doze, Some(doze)) => {
+                let Counting { vm, .. } = counting;
+                step.act(Action::Doze { generation: vm.generation });
+                self.enter(step, Phase::Dozing(Dozing { vm, deadline: step.now.after(doze) }));
+            }
+            (Aim::Doze, None) | (Aim::Sleep(_), _) => {
+                self.commit(step, counting.vm, by, Then::Absent, counting.requests);
+            }
+        }
     }
 
     /// By what means an idle VM is put to sleep: as set, but a VM whose suspend failed and in which nothing runs
@@ -250,8 +258,20 @@ impl Session {
             }
             Phase::Running(Running { rest: Rest::Idle { .. } | Rest::Busy, .. }) => {
                 if let Phase::Running(running) = self.phase.take() {
-                    self.begin_counting(step, running.vm, Vec::from([request]), how);
+                    self.begin_counting(step, running.vm, Vec::from([request]), Aim::Sleep(how));
                 }
+                return;
+            }
+            Phase::Dozing(_) => {
+                if let Phase::Dozing(dozing) = self.phase.take() {
+                    self.begin_counting(step, dozing.vm, Vec::from([request]), Aim::Sleep(how));
+                }
+                return;
+            }
+            // Who asks is told of a sleep, and not of a doze.
+            Phase::Counting(Counting { requests, aim: aim @ Aim::Doze, .. }) => {
+                *aim = Aim::Sleep(how);
+                requests.push(request);
                 return;
             }
             Phase::Counting(Counting { requests, .. })

@@ -50,7 +50,8 @@ impl Session {
         }
     }
 
-    /// Whoever asks while the engine is being asked is served at once: the count is called off.
+    /// Whoever asks while the engine is being asked is served at once: the count is called off. Whoever asks while the VM
+    /// dozes has it run on, even if it keeps nothing awake.
     fn grant(&mut self, step: &mut Step<'_>, lease: LeaseId, claim: Claim) {
         let limit = self.config.limits.leases;
         let counted = !flaw!(self, H1);
@@ -64,7 +65,11 @@ impl Session {
         }
         step.act(Action::Grant { lease, generation: vm.generation });
         step.publish();
-        self.review(step);
+        if self.phase.dozes().is_some() && !flaw!(self, D2) {
+            self.resettle(step, &SleepOutcome::Busy);
+        } else {
+            self.review(step);
+        }
     }
 
     fn verdict(&self, policy: Policy) -> Verdict {
@@ -82,7 +87,7 @@ impl Session {
                 Rest::Busy | Rest::Idle { .. } => Verdict::Grant,
                 Rest::Paused { .. } => Verdict::Refuse(running.vm.pause_refusal()),
             },
-            (Phase::Counting(_), Policy::Acquire | Policy::ExistingOnly) => Verdict::Grant,
+            (Phase::Counting(_) | Phase::Dozing(_), Policy::Acquire | Policy::ExistingOnly) => Verdict::Grant,
             (Phase::Committed(committed), policy) => match (&committed.then, policy) {
                 (Then::Absent, Policy::Acquire) if flaw!(self, H5) => Verdict::Grant,
                 (Then::Absent, Policy::ExistingOnly) if flaw!(self, H10) => Verdict::Wait,

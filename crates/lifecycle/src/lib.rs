@@ -11,7 +11,7 @@
 //!      │     ▲                    │  │  failed        │ ▲                 │
 //!      │     └────────────────────┼──┘          idle, │ │ something holds │ a suspend failed
 //!      │                cancelled │               due ▼ │                 │ in time
-//!      │                          │               Counting                │
+//!      │                          │               Counting ◄──► Dozing    │
 //!      │                          │   nothing holds │                     │
 //!      │                          ▼                 ▼     hooks told      │
 //!      └──────────────────────  Stopping ◄──────  Committed ──► Stopping ─┘
@@ -26,6 +26,7 @@
 //! | Starting | a VM is being made, or one that an earlier host left is being looked for; leases queue |
 //! | Running | leases are granted. *Busy*, *idle* with a deadline, or *paused* by an I/O error |
 //! | Counting | nothing else holds, and the engine is asked what runs; a lease calls it off |
+//! | Dozing | between two counts, where it is set: the VM's vCPUs are stopped; a lease has it run on at once |
 //! | Committed | a sleep that will happen: hooks are told, `Acquire` waits for the next VM, `ExistingOnly` is served |
 //! | Stopping | suspend, shut-down or kill under way, each with a bound |
 //! | Terminated | the incarnation is over |

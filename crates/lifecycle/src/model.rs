@@ -81,6 +81,7 @@ impl Session {
                 Rest::Paused { retry_at, give_up_at } => times.extend([retry_at, give_up_at]),
             },
             Phase::Counting(counting) => times.push(&mut counting.deadline),
+            Phase::Dozing(dozing) => times.push(&mut dozing.deadline),
             Phase::Committed(committed) => times.push(&mut committed.deadline),
             Phase::Stopping(stopping) => times.push(&mut stopping.deadline),
         }
@@ -135,7 +136,7 @@ fn normalise_phase(
                 *since = Timestamp::from_millis(FAR.as_millis() - grace.as_millis() as u64);
             }
         }
-        Phase::Counting(_) => {}
+        Phase::Counting(_) | Phase::Dozing(_) => {}
         Phase::Committed(committed) => {
             committed.since = zero;
             normalise_then(&mut committed.then, none);

@@ -20,6 +20,8 @@ pub(crate) enum Phase {
     Running(Running),
     /// The engine is asked what runs, as nothing else holds.
     Counting(Counting),
+    /// The VM stands still, in memory.
+    Dozing(Dozing),
     /// A sleep that will happen; the hooks are told while the VM is still alive.
     Committed(Committed),
     /// The VM is being suspended, shut down or killed.
@@ -76,8 +78,34 @@ pub(crate) struct Counting {
     pub(crate) unanswered: u8,
     pub(crate) deadline: Timestamp,
     pub(crate) requests: Vec<RequestId>,
-    /// By what means somebody wants the sleep; as the settings say when absent.
-    pub(crate) wish: Option<SleepHow>,
+    pub(crate) aim: Aim,
+}
+
+/// What follows when nothing runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub(crate) enum Aim {
+    /// The VM dozes first.
+    Doze,
+    /// It is put to sleep: by the means that somebody wants, or as the settings say.
+    Sleep(Option<SleepHow>),
+}
+
+impl Aim {
+    /// By what means somebody wants the sleep.
+    pub(crate) fn wish(self) -> Option<SleepHow> {
+        match self {
+            Self::Doze => None,
+            Self::Sleep(wish) => wish,
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub(crate) struct Dozing {
+    pub(crate) vm: Vm,
+    pub(crate) deadline: Timestamp,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -328,8 +356,23 @@ impl Phase {
             Self::Starting(starting) => Some(starting.generation),
             Self::Running(running) => Some(running.vm.generation),
             Self::Counting(counting) => Some(counting.vm.generation),
+            Self::Dozing(dozing) => Some(dozing.vm.generation),
             Self::Committed(committed) => Some(committed.vm.generation),
             Self::Stopping(stopping) => Some(stopping.generation),
+        }
+    }
+
+    /// The VM that stands still.
+    pub(crate) fn dozes(&self) -> Option<Generation> {
+        match self {
+            Self::Dozing(dozing) => Some(dozing.vm.generation),
+            Self::Absent
+            | Self::Starting(_)
+            | Self::Running(_)
+            | Self::Counting(_)
+            | Self::Committed(_)
+            | Self::Stopping(_)
+            | Self::Terminated(_) => None,
         }
     }
 
@@ -338,6 +381,7 @@ impl Phase {
         match self {
             Self::Running(running) => Some(&running.vm),
             Self::Counting(counting) => Some(&counting.vm),
+            Self::Dozing(dozing) => Some(&dozing.vm),
             Self::Committed(committed) => Some(&committed.vm),
             Self::Stopping(Stopping { stage: Stage::Suspending(vm), .. }) => Some(vm),
             Self::Absent | Self::Starting(_) | Self::Stopping(_) | Self::Terminated(_) => None,
@@ -349,6 +393,7 @@ impl Phase {
         match self {
             Self::Running(running) => Some(&mut running.vm),
             Self::Counting(counting) => Some(&mut counting.vm),
+            Self::Dozing(dozing) => Some(&mut dozing.vm),
             Self::Committed(committed) => Some(&mut committed.vm),
             Self::Stopping(Stopping { stage: Stage::Suspending(vm), .. }) => Some(vm),
             Self::Absent | Self::Starting(_) | Self::Stopping(_) | Self::Terminated(_) => None,
@@ -361,7 +406,9 @@ impl Phase {
             Self::Starting(starting) => Some(&starting.queue),
             Self::Committed(committed) => Some(&committed.queue),
             Self::Stopping(stopping) => Some(&stopping.queue),
-            Self::Absent | Self::Running(_) | Self::Counting(_) | Self::Terminated(_) => None,
+            Self::Absent | Self::Running(_) | Self::Counting(_) | Self::Dozing(_) | Self::Terminated(_) => {
+                None
+            }
         }
     }
 
@@ -371,7 +418,9 @@ impl Phase {
             Self::Starting(starting) => Some(&mut starting.queue),
             Self::Committed(committed) => Some(&mut committed.queue),
             Self::Stopping(stopping) => Some(&mut stopping.queue),
-            Self::Absent | Self::Running(_) | Self::Counting(_) | Self::Terminated(_) => None,
+            Self::Absent | Self::Running(_) | Self::Counting(_) | Self::Dozing(_) | Self::Terminated(_) => {
+                None
+            }
         }
     }
 
@@ -386,6 +435,7 @@ impl Phase {
                 Rest::Paused { retry_at, give_up_at } => Some(*retry_at.min(give_up_at)),
             },
             Self::Counting(counting) => Some(counting.deadline),
+            Self::Dozing(dozing) => Some(dozing.deadline),
             Self::Committed(committed) => Some(committed.deadline),
             Self::Stopping(stopping) => Some(stopping.deadline),
         }

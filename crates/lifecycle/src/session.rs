@@ -11,7 +11,7 @@ use crate::event::Event;
 use crate::flaw::flaw;
 use crate::hold::{Pin, Text, WeakHold};
 use crate::id::{Generation, Incarnation, PinId, WeakId};
-use crate::phase::{Cause, Phase, Rest, Running, Termination};
+use crate::phase::{Aim, Cause, Phase, Rest, Running, Termination};
 use crate::time::Timestamp;
 use crate::view::{Latest, PhaseName};
 
@@ -91,9 +91,18 @@ impl Session {
     /// appended to `actions`, in order.
     pub fn handle(&mut self, now: Timestamp, event: Event, actions: &mut Actions) {
         let first = actions.as_slice().len();
+        let dozed = self.phase.dozes();
         let mut step = Step { now, actions, persist: false, publish: false };
         self.dispatch(&mut step, event);
         let Step { persist, publish, .. } = step;
+        // Whatever else is to be done with a VM that stood still, it has to run for it.
+        if let Some(generation) = dozed
+            && self.phase.dozes().is_none()
+            && self.phase.generation() == dozed
+            && !flaw!(self, D1)
+        {
+            actions.insert(first, Action::Rouse { generation });
+        }
         if persist {
             actions.insert(first, Action::Persist(Box::new(self.durable())));
         }
@@ -122,7 +131,7 @@ impl Session {
             }
             Event::PinRemoved { pin } => self.unpin(step, pin),
             Event::GraceChanged(grace) => self.configure(step, Config { grace, ..self.config }),
-            Event::Configured(config) => self.configure(step, config),
+            Event::Configured(config) => self.configure(step, *config),
             Event::VmProgress { generation, step: reached } => self.vm_progress(step, generation, reached),
             Event::VmReady { generation, how, census } => self.vm_ready(step, generation, how, census),
             Event::VmAdopted { generation, census, holds } => {
@@ -166,6 +175,7 @@ impl Session {
             | Phase::Starting(_)
             | Phase::Running(_)
             | Phase::Counting(_)
+            | Phase::Dozing(_)
             | Phase::Committed(_)
             | Phase::Stopping(_) => None,
         }
@@ -195,10 +205,14 @@ impl Session {
             Phase::Starting(starting) => self.start_timed_out(step, starting),
             Phase::Running(Running { vm, rest }) => match rest {
                 Rest::Busy => self.phase = Phase::Running(Running { vm, rest }),
-                Rest::Idle { .. } => self.begin_counting(step, vm, Vec::new(), None),
+                Rest::Idle { .. } => {
+                    let aim = self.config.doze.map_or(Aim::Sleep(None), |_| Aim::Doze);
+                    self.begin_counting(step, vm, Vec::new(), aim);
+                }
                 Rest::Paused { give_up_at, .. } => self.resume_or_give_up(step, vm, give_up_at),
             },
             Phase::Counting(counting) => self.count_unanswered(step, counting),
+            Phase::Dozing(dozing) => self.begin_counting(step, dozing.vm, Vec::new(), Aim::Sleep(None)),
             Phase::Committed(committed) if flaw!(self, H13) => self.settle(step, committed.vm),
             Phase::Committed(committed) => self.begin_sleep(step, committed),
             Phase::Stopping(stopping) => self.stopping_timed_out(step, stopping),
@@ -224,7 +238,12 @@ impl Session {
     fn configure(&mut self, step: &mut Step<'_>, config: Config) {
         self.config = config;
         step.publish();
-        self.review(step);
+        if self.phase.dozes().is_some() {
+            // With these settings it might not have come to it.
+            self.resettle(step, &crate::SleepOutcome::Busy);
+        } else {
+            self.review(step);
+        }
         if let Phase::Running(Running { vm, rest: Rest::Idle { since, .. } }) = &self.phase {
             let renewed = self.idle_deadline(*since, vm.not_before);
             if let Phase::Running(Running { rest: Rest::Idle { deadline, .. }, .. }) = &mut self.phase {

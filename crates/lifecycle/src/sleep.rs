@@ -60,6 +60,7 @@ impl Session {
             | Phase::Starting(_)
             | Phase::Running(_)
             | Phase::Counting(_)
+            | Phase::Dozing(_)
             | Phase::Committed(_)
             | Phase::Stopping(_)
             | Phase::Terminated(_)) => self.phase = phase,
@@ -124,6 +125,7 @@ impl Session {
             | Phase::Starting(_)
             | Phase::Running(_)
             | Phase::Counting(_)
+            | Phase::Dozing(_)
             | Phase::Committed(_)
             | Phase::Stopping(_)
             | Phase::Terminated(_)) => {

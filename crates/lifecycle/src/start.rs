@@ -60,6 +60,7 @@ impl Session {
             | Phase::Starting(_)
             | Phase::Running(_)
             | Phase::Counting(_)
+            | Phase::Dozing(_)
             | Phase::Committed(_)
             | Phase::Stopping(_)
             | Phase::Terminated(_)) => {

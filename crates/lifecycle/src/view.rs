@@ -20,6 +20,7 @@ pub enum PhaseName {
     Starting,
     Running,
     Counting,
+    Dozing,
     Committed,
     Stopping,
     Terminated,
@@ -27,11 +28,12 @@ pub enum PhaseName {
 
 impl PhaseName {
     /// All of them, in the order of a VM's life.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Absent,
         Self::Starting,
         Self::Running,
         Self::Counting,
+        Self::Dozing,
         Self::Committed,
         Self::Stopping,
         Self::Terminated,
@@ -44,6 +46,7 @@ impl PhaseName {
             Self::Starting => "starting",
             Self::Running => "running",
             Self::Counting => "counting",
+            Self::Dozing => "dozing",
             Self::Committed => "committed",
             Self::Stopping => "stopping",
             Self::Terminated => "terminated",
@@ -175,6 +178,7 @@ impl Session {
                 | Phase::Starting(_)
                 | Phase::Running(_)
                 | Phase::Counting(_)
+                | Phase::Dozing(_)
                 | Phase::Terminated(_) => None,
             },
             start_count: self.start_count,
@@ -183,6 +187,7 @@ impl Session {
                 Phase::Absent
                 | Phase::Running(_)
                 | Phase::Counting(_)
+                | Phase::Dozing(_)
                 | Phase::Committed(_)
                 | Phase::Stopping(_)
                 | Phase::Terminated(_) => None,
@@ -213,6 +218,7 @@ impl Session {
             | Phase::Starting(_)
             | Phase::Running(_)
             | Phase::Counting(_)
+            | Phase::Dozing(_)
             | Phase::Committed(_)
             | Phase::Stopping(_) => State::Running,
         }
@@ -295,6 +301,7 @@ impl Phase {
             Self::Starting(_) => PhaseName::Starting,
             Self::Running(_) => PhaseName::Running,
             Self::Counting(_) => PhaseName::Counting,
+            Self::Dozing(_) => PhaseName::Dozing,
             Self::Committed(_) => PhaseName::Committed,
             Self::Stopping(_) => PhaseName::Stopping,
             Self::Terminated(_) => PhaseName::Terminated,

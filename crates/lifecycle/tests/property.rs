@@ -125,10 +125,11 @@ fn grace() -> impl Strategy<Value = Grace> {
 }
 
 fn config() -> impl Strategy<Value = Config> {
-    let either = any::<[bool; 5]>();
+    let either = any::<[bool; 6]>();
     (grace(), either, 1..8_usize, 1..8_usize).prop_map(
-        |(grace, [suspend, carry, kept, lasting, reopen], queued, leases)| Config {
+        |(grace, [suspend, carry, kept, lasting, reopen, dozes], queued, leases)| Config {
             grace,
+            doze: dozes.then_some(Duration::from_secs(5)),
             idle_action: if suspend { SleepHow::Suspend } else { SleepHow::Stop },
             running: if carry { RunningContainers::Suspend } else { RunningContainers::Hold },
             storage: if kept { Storage::Persistent } else { Storage::Ephemeral },
@@ -217,6 +218,8 @@ impl Driver {
             | Action::RunSleepFailedHooks { .. }
             | Action::KillVm { .. }
             | Action::ResumeVm { .. }
+            | Action::Doze { .. }
+            | Action::Rouse { .. }
             | Action::AnswerSleep { .. }
             | Action::Record(_)
             | Action::Publish

@@ -194,6 +194,7 @@ fn listener(descriptor: OwnedFd) -> io::Result<UnixListener> {
 fn config(settings: &HostSettings) -> Config {
     Config {
         grace: view::grace(settings.idle_timeout),
+        doze: view::doze(settings.doze_seconds),
         idle_action: view::sleep_how(settings.idle_action),
         running: match settings.running {
             dormouse_api::RunningContainers::Hold => RunningContainers::Hold,

@@ -5,6 +5,7 @@
 //!                         └─ snapshot or template: load ─► break the seal ──┘
 //! sleep ─► stop: power off
 //!       └► suspend: freeze ─► save ─► QEMU quits ─► seal
+//! doze: vCPUs stop ─► vCPUs run ─► what time is it ─► Roused
 //! pump: exits, pauses ─► events, until the VM is gone
 //! ```
 //!
@@ -14,6 +15,7 @@
 mod authorities;
 mod bring_up;
 mod census;
+mod doze;
 mod engine_events;
 mod guest;
 mod pump;
@@ -37,6 +39,7 @@ use tokio_util::task::TaskTracker;
 
 use self::bring_up::{BringUp, Order};
 use self::census::census;
+use self::doze::{Vcpus, pace};
 pub(crate) use self::census::{engine_answer, first_census, stop_container};
 use self::guest::Ears;
 pub(crate) use self::guest::Guest;
@@ -74,6 +77,10 @@ pub trait Machines: Send + 'static {
     fn kill(&mut self, generation: Generation);
     /// Lets a VM run on that its disk had paused.
     fn resume(&mut self, generation: Generation);
+    /// Stops the VM's vCPUs.
+    fn doze(&mut self, generation: Generation);
+    /// Lets them run, and tells the guest what time it is. Ends in `Roused` with the order's number, or as a crash.
+    fn rouse(&mut self, generation: Generation, order: u64);
     /// Asks the engine what runs.
     fn count(&mut self, ask: Ask, bound: Duration);
     /// The console of the present VM, or the last.
@@ -129,6 +136,7 @@ struct Present {
     cancel: CancellationToken,
     up: watch::Sender<Option<Up>>,
     vm: watch::Receiver<Option<Arc<Vm>>>,
+    vcpus: watch::Sender<Vcpus>,
 }
 
 /// A VM whose guest answered.
@@ -189,7 +197,10 @@ impl<F: Factory> Qemus<F> {
         let cancel = CancellationToken::new();
         let (vm, vm_seen) = watch::channel(None);
         let up = watch::channel(None).0;
-        self.present = Some(Present { generation, cancel: cancel.clone(), up: up.clone(), vm: vm_seen });
+        let vcpus = watch::channel(Vcpus::Run { order: 0 }).0;
+        let paced = pace(up.subscribe(), generation, vcpus.subscribe(), self.shared.inbox.clone());
+        tokio::spawn(paced);
+        self.present = Some(Present { generation, cancel: cancel.clone(), up: up.clone(), vm: vm_seen, vcpus });
         let bring_up = BringUp { shared: Arc::clone(&self.shared), generation, cancel, vm, up };
         tokio::spawn(bring_up.run(order, Instant::now() + bound.saturating_sub(REPORT_WITHIN)));
     }
@@ -254,6 +265,18 @@ impl<F: Factory> Machines for Qemus<F> {
                     tracing::warn!(generation = generation.0, %error, "the VM can't run on");
                 }
             });
+        }
+    }
+
+    fn doze(&mut self, generation: Generation) {
+        if let Some(present) = self.present(generation) {
+            present.vcpus.send_replace(Vcpus::Halt);
+        }
+    }
+
+    fn rouse(&mut self, generation: Generation, order: u64) {
+        if let Some(present) = self.present(generation) {
+            present.vcpus.send_replace(Vcpus::Run { order });
         }
     }
 

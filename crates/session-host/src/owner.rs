@@ -44,6 +44,8 @@ pub(crate) enum Message {
     Ready(Ready),
     /// A guest that was to be suspended runs on, on a new channel.
     Revived { generation: Generation, agent: Agent },
+    /// A VM that dozed runs, and its guest knows what time it is.
+    Roused { generation: Generation, order: u64 },
     /// Something is not as it should be: it was tried in vain, or the guest warns of it. For whoever woke the VM, and for
     /// the history.
     Note { generation: Generation, what: String },

@@ -53,6 +53,7 @@ pub(crate) fn info(facts: &Facts, session: &Session, config: Config) -> SessionI
                 Grace::After(grace) => IdleTimeout::Seconds(grace.as_secs()),
                 Grace::Never => IdleTimeout::Never,
             },
+            doze_seconds: config.doze.map_or(0, |doze| doze.as_secs()),
             action: idle_action(config.idle_action),
             running: match config.running {
                 core::RunningContainers::Hold => RunningContainers::Hold,
@@ -98,6 +99,11 @@ pub(crate) fn sleep_how(action: IdleAction) -> SleepHow {
         IdleAction::Stop => SleepHow::Stop,
         IdleAction::Suspend => SleepHow::Suspend,
     }
+}
+
+/// The core's word for how long a VM dozes.
+pub(crate) fn doze(seconds: u64) -> Option<Duration> {
+    (seconds > 0).then(|| Duration::from_secs(seconds))
 }
 
 fn reason(reason: core::TerminationReason) -> TerminationReason {
@@ -149,6 +155,7 @@ fn phase(name: PhaseName) -> Phase {
         PhaseName::Starting => Phase::Starting,
         PhaseName::Running => Phase::Running,
         PhaseName::Counting => Phase::Counting,
+        PhaseName::Dozing => Phase::Dozing,
         PhaseName::Committed => Phase::Committed,
         PhaseName::Stopping => Phase::Stopping,
     }

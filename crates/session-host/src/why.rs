@@ -40,6 +40,10 @@ fn present(view: &View<'_>, config: Config) -> String {
             _ => format!("awake since {since}"),
         },
         PhaseName::Counting => format!("about to fall asleep: since {since} the engine is asked what runs"),
+        PhaseName::Dozing => {
+            let until = view.deadline.map_or_else(String::new, |deadline| format!(" until {}", at(deadline)));
+            format!("dozing since {since}{until}: it is in memory, and runs on as soon as somebody asks")
+        }
         PhaseName::Committed => {
             format!("falling asleep: since {since} hooks are told; {} wait for the next VM", view.queued)
         }

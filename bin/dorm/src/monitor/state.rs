@@ -46,7 +46,7 @@ impl Seen {
             Phase::Absent if vm.start_count == 0 => "never started".to_owned(),
             Phase::Absent => format!("since {}", ago(vm.since)),
             Phase::Starting => vm.step.clone().unwrap_or_else(|| "QEMU".to_owned()),
-            Phase::Running | Phase::Counting | Phase::Committed | Phase::Stopping => {
+            Phase::Running | Phase::Counting | Phase::Dozing | Phase::Committed | Phase::Stopping => {
                 let mut strong = self.info.holds.iter().filter(|hold| !hold.weak);
                 match (strong.next(), strong.count(), vm.deadline) {
                     (Some(hold), 0, _) => hold.reason.clone(),

@@ -47,6 +47,9 @@ pub(crate) struct Create {
     /// Seconds from the last use to the sleep, or "never".
     #[arg(long, value_name = "SECONDS")]
     idle_timeout: Option<IdleTimeout>,
+    /// Seconds that the VM then dozes, in memory and back at once, before it is put to sleep; 0: not at all.
+    #[arg(long, value_name = "SECONDS")]
+    doze: Option<u64>,
     /// What follows a crash of the VM.
     #[arg(long, value_enum)]
     crash: Option<OnCrash>,
@@ -130,6 +133,7 @@ impl Create {
             memory_mib: self.memory.map(|bytes| bytes >> 20).or(wish.memory_mib),
             storage_bytes: self.storage_size.or(wish.storage_bytes),
             idle_timeout: self.idle_timeout.unwrap_or(wish.idle_timeout),
+            doze_seconds: self.doze.unwrap_or(wish.doze_seconds),
             crash: self.crash.map_or(wish.crash, Into::into),
             idle_action: self.idle_action.map_or(wish.idle_action, |action| match action {
                 Action::Stop => IdleAction::Stop,

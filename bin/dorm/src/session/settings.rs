@@ -15,8 +15,11 @@ pub(crate) struct Set {
     /// Which one.
     name: Option<SessionName>,
     /// Seconds from the last use to the sleep, or "never". Counts from the last use, also one that was before.
-    #[arg(long, value_name = "SECONDS", required_unless_present_any = ["crash", "asleep_answers"])]
+    #[arg(long, value_name = "SECONDS", required_unless_present_any = ["doze", "crash", "asleep_answers"])]
     idle_timeout: Option<IdleTimeout>,
+    /// Seconds that the VM then dozes, in memory, before it is put to sleep; 0: not at all.
+    #[arg(long, value_name = "SECONDS")]
+    doze: Option<u64>,
     /// What follows a crash of the VM.
     #[arg(long, value_enum)]
     crash: Option<OnCrash>,
@@ -76,6 +79,7 @@ impl Set {
         let name = context.pick(self.name);
         let change = ChangeSettings {
             idle_timeout: self.idle_timeout,
+            doze_seconds: self.doze,
             crash: self.crash.map(CrashPolicy::from),
             asleep_answers: self.asleep_answers.map(bool::from),
         };

@@ -140,7 +140,7 @@ impl Waiting {
                     _ => None,
                 }
             }
-            Phase::Counting => {
+            Phase::Counting | Phase::Dozing => {
                 self.generation = Some(vm.generation);
                 None
             }

@@ -71,6 +71,7 @@ pub(crate) fn phase(info: &SessionInfo) -> &'static str {
         Phase::Starting => "starting",
         Phase::Running => "running",
         Phase::Counting => "counting",
+        Phase::Dozing => "dozing",
         Phase::Committed => "committed",
         Phase::Stopping => "stopping",
     }

@@ -374,3 +374,85 @@ fn an_engine_that_refuses_to_say_what_runs_has_as_long_as_one_that_is_silent() {
     }
     assert!(kills(&desk.due(), 1), "then it is dead");
 }
+
+/// A session that is to doze and whose first VM does.
+fn dozing() -> Desk {
+    let mut desk = Desk::running(Config { doze: Some(Duration::from_secs(600)), ..suspending() });
+    desk.release(1);
+    desk.due();
+    assert_eq!(desk.counted(1, NOTHING), [Action::Doze { generation: g(1) }]);
+    assert_eq!(desk.phase(), PhaseName::Dozing);
+    desk
+}
+
+const ROUSED: Action = Action::Rouse { generation: Generation(1) };
+
+#[test]
+fn a_vm_dozes_for_its_time_and_is_counted_again_before_it_is_put_to_sleep() {
+    let mut desk = dozing();
+    assert_eq!(desk.session.next_deadline(), Some(desk.now.after(Duration::from_secs(600))));
+    let ask = Ask { generation: g(1), sequence: 2 };
+    assert_eq!(desk.due(), [ROUSED, Action::CountContainers { ask, bound: Duration::from_secs(5) }]);
+    let hooks = hooks_ask(&desk.counted(2, NOTHING));
+    sleep_ask(&desk.act(Event::HooksDone { ask: hooks }));
+    assert_eq!(desk.phase(), PhaseName::Stopping);
+}
+
+#[test]
+fn whoever_needs_a_vm_that_dozes_has_it_run_on_first() {
+    for kind in [HoldKind::Request, HoldKind::Events] {
+        for policy in [Policy::Acquire, Policy::ExistingOnly] {
+            let mut desk = dozing();
+            assert_eq!(desk.ask_as(2, kind, policy), [ROUSED, granted(2, 1)], "{kind:?} {policy:?}");
+            assert_eq!(desk.phase(), PhaseName::Running);
+            assert_eq!(
+                desk.session.next_deadline().is_some(),
+                kind.is_weak(),
+                "the grace period begins anew"
+            );
+        }
+    }
+    let pin = Event::PinSet { pin: PinId(1), owner: "".into(), reason: "".into(), until: None };
+    let started = Event::ContainersChanged { generation: g(1), census: RUNNING };
+    for event in [pin, started, Event::GraceChanged(Grace::Never)] {
+        let mut desk = dozing();
+        assert_eq!(desk.act(event.clone()), [ROUSED], "{event:?}");
+        assert_eq!((desk.phase(), desk.session.next_deadline()), (PhaseName::Running, None), "{event:?}");
+    }
+}
+
+#[test]
+fn a_vm_that_dozes_runs_on_for_its_end_and_one_that_is_gone_does_not() {
+    let mut desk = dozing();
+    let actions = desk.act(Event::SleepRequested { request: RequestId(1), how: None });
+    assert!(matches!(actions[..], [ROUSED, Action::CountContainers { .. }]), "{actions:?}");
+    let actions = dozing().act(Event::Terminate { reason: "asked".into() });
+    assert!(matches!(actions[..], [ROUSED, Action::RunStoppingHooks { .. }]), "{actions:?}");
+    let actions = dozing().act(Event::HostLeaving);
+    assert!(matches!(actions[..], [ROUSED, Action::RunStoppingHooks { .. }]), "{actions:?}");
+    let mut desk = dozing();
+    assert!(!desk.exited(1).contains(&ROUSED));
+    assert_eq!(desk.phase(), PhaseName::Terminated);
+}
+
+#[test]
+fn somebody_who_wants_the_sleep_while_the_engine_is_asked_gets_it_without_a_doze() {
+    let mut desk = Desk::running(Config { doze: Some(Duration::from_secs(600)), ..suspending() });
+    desk.release(1);
+    desk.due();
+    desk.act(Event::SleepRequested { request: RequestId(1), how: None });
+    hooks_ask(&desk.counted(1, NOTHING));
+    assert_eq!(desk.phase(), PhaseName::Committed);
+}
+
+#[test]
+fn weak_holds_and_containers_that_hold_nothing_let_a_vm_doze_on() {
+    let mut desk = dozing();
+    let weak = WeakId(1);
+    let kind = HoldKind::Connection;
+    assert_eq!(desk.act(Event::WeakAdded { weak, kind, owner: "".into(), reason: "".into() }), []);
+    let created = Census { active: 0, inactive: 1, execs: 0 };
+    assert_eq!(desk.act(Event::ContainersChanged { generation: g(1), census: created }), []);
+    assert_eq!(desk.phase(), PhaseName::Dozing);
+    assert_eq!(desk.persisted.vm, LastVm::Up { how: StartHow::Cold }, "a new host takes it over");
+}

@@ -58,9 +58,7 @@ impl Guest {
         let Answer::Hello { boot, .. } = hello else {
             return Err("the guest's hello makes no sense".to_owned());
         };
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let nanos = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX);
-        agent.wake(nanos, identity).await.map_err(|error| words(&error))?;
+        agent.wake(unix_nanos(), identity).await.map_err(|error| words(&error))?;
         Ok(Self { agent, boot, quiet: CancellationToken::new() })
     }
 
@@ -117,6 +115,12 @@ impl Guest {
             inbox.send(Message::Event(Event::EngineDied { generation, reason: reason.into() }));
         }
     }
+}
+
+/// What time it is, in nanoseconds since 1970.
+pub(super) fn unix_nanos() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(now.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// A channel to the guest, over one of its ports.

@@ -54,6 +54,33 @@ struct Guest {
     generation: Generation,
     agent: Agent,
     ended: watch::Sender<Option<EndReason>>,
+    pace: Pace,
+}
+
+/// Whether a guest can serve.
+#[derive(Debug)]
+enum Pace {
+    Runs,
+    /// It is being run on after a doze. Who was granted it meanwhile gets it when it knows what time it is.
+    Rousing {
+        order: u64,
+        granted: Vec<(oneshot::Sender<Result<Granted, Refused>>, Granted)>,
+    },
+}
+
+impl Guest {
+    fn new(generation: Generation, agent: Agent) -> Self {
+        Self { generation, agent, ended: watch::channel(None).0, pace: Pace::Runs }
+    }
+
+    /// Gives it to those who wait for it to run on.
+    fn runs(&mut self) {
+        if let Pace::Rousing { granted, .. } = std::mem::replace(&mut self.pace, Pace::Runs) {
+            for (reply, granted) in granted {
+                let _ = reply.send(Ok(granted));
+            }
+        }
+    }
 }
 
 /// The holds of root processes that an earlier host had started, by process id.
@@ -81,6 +108,8 @@ pub(super) struct Task<M> {
     sleepers: BTreeMap<RequestId, oneshot::Sender<SleepAnswer>>,
     requests: u64,
     guest: Option<Guest>,
+    /// How often a VM was run on after a doze.
+    rouses: u64,
     /// The generation that an earlier host left up, until it is found.
     adopting: Option<Generation>,
     history: Journal<HistoryEntry>,
@@ -122,6 +151,7 @@ impl<M: Machines> Task<M> {
             sleepers: BTreeMap::new(),
             requests: 0,
             guest: None,
+            rouses: 0,
             adopting,
             history: Journal::open(facts.session_dir.join("history.jsonl"), HISTORY_MAX),
             events: Journal::open(facts.session_dir.join("facts.jsonl"), EVENTS_MAX),
@@ -216,7 +246,17 @@ impl<M: Machines> Task<M> {
             }
             Message::Revived { generation, agent } => {
                 if self.session.view().generation == generation {
-                    self.guest = Some(Guest { generation, agent, ended: watch::channel(None).0 });
+                    self.guest = Some(Guest::new(generation, agent));
+                }
+                None
+            }
+            Message::Roused { generation, order } => {
+                let is_it = |guest: &Guest| {
+                    guest.generation == generation
+                        && matches!(guest.pace, Pace::Rousing { order: latest, .. } if latest == order)
+                };
+                if let Some(guest) = self.guest.as_mut().filter(|guest| is_it(guest)) {
+                    guest.runs();
                 }
                 None
             }
@@ -256,9 +296,12 @@ impl<M: Machines> Task<M> {
                 self.tell(Fact::ContainerStarting { generation, container }, Reply::Verdict(reply));
                 None
             }
-            Message::Change(ChangeSettings { idle_timeout, crash, asleep_answers }) => {
+            Message::Change(ChangeSettings { idle_timeout, doze_seconds, crash, asleep_answers }) => {
                 if let Some(timeout) = idle_timeout {
                     self.config.grace = view::grace(timeout);
+                }
+                if let Some(seconds) = doze_seconds {
+                    self.config.doze = view::doze(seconds);
                 }
                 if let Some(policy) = crash {
                     self.config.crash = view::crash(policy);
@@ -266,7 +309,7 @@ impl<M: Machines> Task<M> {
                 if let Some(may) = asleep_answers {
                     self.facts.face.asleep.enable(may);
                 }
-                Some(Event::Configured(self.config))
+                Some(Event::Configured(Box::new(self.config)))
             }
             Message::Ask(question) => {
                 self.answer(question);
@@ -316,7 +359,7 @@ impl<M: Machines> Task<M> {
         if !self.is_awaited(generation) {
             return None;
         }
-        self.guest = Some(Guest { generation, agent, ended: watch::channel(None).0 });
+        self.guest = Some(Guest::new(generation, agent));
         self.execs = (generation, census.execs);
         let holds: Vec<_> = processes
             .into_iter()
@@ -379,6 +422,8 @@ impl<M: Machines> Task<M> {
             Action::KillVm { generation } => self.machines.kill(generation),
             Action::CountContainers { ask, bound } => self.machines.count(ask, bound),
             Action::ResumeVm { generation } => self.machines.resume(generation),
+            Action::Doze { generation } => self.machines.doze(generation),
+            Action::Rouse { generation } => self.rouse(generation),
             Action::RunStoppingHooks { ask, how, .. } => {
                 let how = view::vm_end(how);
                 self.tell(Fact::VmStopping { generation: ask.generation.0, how }, Reply::Sleep(ask));
@@ -482,9 +527,18 @@ impl<M: Machines> Task<M> {
         self.remember(view::entry("warning", generation.0, words));
     }
 
+    fn rouse(&mut self, generation: Generation) {
+        self.rouses += 1;
+        let order = self.rouses;
+        if let Some(guest) = self.guest.as_mut().filter(|guest| guest.generation == generation) {
+            guest.pace = Pace::Rousing { order, granted: Vec::new() };
+        }
+        self.machines.rouse(generation, order);
+    }
+
     fn grant(&mut self, lease: LeaseId, generation: Generation) {
         let Some(reply) = self.waiting.remove(&lease) else { return };
-        let guest = self.guest.as_ref().filter(|guest| guest.generation == generation);
+        let guest = self.guest.as_mut().filter(|guest| guest.generation == generation);
         let granted = match guest {
             Some(guest) => {
                 let warnings = match self.waker.take_if(|waker| *waker == lease) {
@@ -492,7 +546,12 @@ impl<M: Machines> Task<M> {
                     None => Vec::new(),
                 };
                 let (agent, ended) = (guest.agent.clone(), guest.ended.subscribe());
-                Ok(Granted { generation, agent, ended, warnings })
+                let given = Granted { generation, agent, ended, warnings };
+                if let Pace::Rousing { granted, .. } = &mut guest.pace {
+                    granted.push((reply, given));
+                    return;
+                }
+                Ok(given)
             }
             // The core grants only on a VM that was reported ready, so there is a guest; were there none, nobody hangs.
             None => Err(Refused(Refusal::NotRunning)),
@@ -505,6 +564,7 @@ impl<M: Machines> Task<M> {
         if let Some(guest) = self.guest.as_mut().filter(|guest| guest.generation == generation) {
             guest.ended.send_replace(Some(reason));
             guest.ended = watch::channel(None).0;
+            guest.runs();
         }
     }
 

@@ -4,6 +4,7 @@ use dormouse_api::{ChangeSettings, IdleAction, IdleTimeout, Phase, SleepAnswer};
 use dormouse_lifecycle::{Census, Config, Event, Exit, Generation, Policy, Storage};
 
 use super::stage::{Call, Stage, granted, pass, seconds, took};
+use crate::owner::Message;
 
 const RUNNING: Census = Census { active: 1, inactive: 0, execs: 0 };
 const CREATED: Census = Census { active: 0, inactive: 1, execs: 0 };
@@ -180,4 +181,38 @@ async fn looking_wakes_nothing_and_is_no_activity() {
     }
     let (_, time) = took(stage.falls_asleep()).await;
     assert!(time <= seconds(3), "looking set the timer back: {time:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_is_granted_a_vm_that_dozed_is_served_when_it_runs_and_knows_the_time() {
+    let mut stage = Stage::with(Config { doze: Some(seconds(600)), ..Config::default() });
+    let (lease, _guest) = stage.up().await;
+    drop(lease);
+    let count = stage.call().await;
+    stage.counted(count, Census::default());
+    assert_eq!(stage.call().await, Call::Doze(1));
+    stage.is_quiet_for(seconds(500)).await;
+    assert_eq!(stage.phase().await, Phase::Dozing);
+
+    let (first, second) = (stage.ask(Policy::Acquire), stage.ask(Policy::ExistingOnly));
+    assert_eq!(stage.call().await, Call::Rouse(1, 1));
+    stage.is_quiet_for(seconds(1)).await;
+    assert_eq!(stage.phase().await, Phase::Running);
+    assert!(!first.is_finished() && !second.is_finished(), "it doesn't know the time yet");
+    let roused = |order| Message::Roused { generation: Generation(1), order };
+    stage.inbox().send(roused(0));
+    pass(seconds(1)).await;
+    assert!(!first.is_finished(), "that was an earlier order");
+    stage.inbox().send(roused(1));
+    drop((granted(first).await, granted(second).await));
+
+    // Whoever waits for one that doesn't run on is told of its end.
+    let count = stage.call().await;
+    stage.counted(count, Census::default());
+    assert_eq!(stage.call().await, Call::Doze(1));
+    let waiting = stage.ask(Policy::Acquire);
+    assert_eq!(stage.call().await, Call::Rouse(1, 2));
+    stage.exits(1, Exit::Crashed("signal 9".into()));
+    let lease = granted(waiting).await;
+    assert!(lease.ended().await.contains("signal 9"));
 }

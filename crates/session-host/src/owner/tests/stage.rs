@@ -48,6 +48,9 @@ pub(super) enum Call {
     Suspend(Ask),
     Kill(u64),
     Resume(u64),
+    Doze(u64),
+    /// With the order's number.
+    Rouse(u64, u64),
     Count(Ask),
 }
 
@@ -95,6 +98,14 @@ impl Machines for Script {
 
     fn resume(&mut self, generation: Generation) {
         self.call(Call::Resume(generation.0));
+    }
+
+    fn doze(&mut self, generation: Generation) {
+        self.call(Call::Doze(generation.0));
+    }
+
+    fn rouse(&mut self, generation: Generation, order: u64) {
+        self.call(Call::Rouse(generation.0, order));
     }
 
     fn count(&mut self, ask: Ask, _: Duration) {
@@ -307,6 +318,7 @@ pub(crate) fn facts(folder: &std::path::Path) -> Facts {
         ephemeral: false,
         temporary: false,
         idle_timeout: IdleTimeout::default(),
+        doze_seconds: 0,
         idle_action: IdleAction::Stop,
         hostname: "default".to_owned(),
         machine_hooks: folder.join("machine"),

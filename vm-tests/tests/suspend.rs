@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -86,6 +87,7 @@ async fn a_container_that_writes_goes_on_over_many_suspends() -> Result<()> {
         }
     }
     if let Some(database) = database {
+        database.answers_the_host().await?;
         println!("figure: rows of a database that was suspended = {}", database.check().await?);
     }
     stage.succeed(&session, &["stop", "--time", "1", "writer"]).await?;
@@ -471,7 +473,7 @@ fn cut_memory(store: &Path) -> Result<()> {
 
 fn other_memory(store: &Path) -> Result<()> {
     let copy = file(store, "copy");
-    dormouse_vm::copy_sparse(&file(store, "memory"), &copy)?;
+    dormouse_vm::copy_sparse(&file(store, "memory"), &copy, &AtomicU64::new(0))?;
     Ok(std::fs::rename(copy, file(store, "memory"))?)
 }
 

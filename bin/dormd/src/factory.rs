@@ -19,15 +19,18 @@ mod template;
 mod volatile;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 use dormouse_api::link::EngineFacts;
 use dormouse_api::{NetworkKind, SnapshotInfo};
 use dormouse_client::Home;
 use dormouse_guest_image::{GuestImage, ImageStore};
-use dormouse_snapshot::{DISK, FREE_BYTES_MIN, MEMORY, Seal, TemplateError, TemplateStore};
+use dormouse_snapshot::{DISK, FREE_BYTES_MIN, MEMORY, Progress, Seal, TemplateError, TemplateStore};
 use dormouse_vm::{GuestFiles, KvmPolicy, ProbeOptions, Qemu, SnapshotKey, Start, VmConfig, spawn};
 use tokio::sync::{Mutex, OnceCell, RwLock};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use self::compress::Compressing;
@@ -38,6 +41,9 @@ use crate::settings::Settings;
 
 /// The environment variable that names another folder of templates than the cache's.
 const TEMPLATES_VARIABLE: &str = "DORM_TEMPLATES";
+
+/// How often something is told of that takes long.
+const TELL_EVERY: Duration = Duration::from_secs(1);
 
 /// Makes VMs.
 #[derive(Debug)]
@@ -125,8 +131,14 @@ impl Factory {
     }
 
     /// Makes one more VM for a session. Its record lies in the session's runtime directory afterwards. Answered with what
-    /// was tried in vain before, in words.
-    pub(crate) async fn make(&self, settings: &Settings, generation: u64) -> Result<Vec<String>> {
+    /// was tried in vain before, in words. What takes long is told of now and then.
+    pub(crate) async fn make(
+        &self,
+        settings: &Settings,
+        generation: u64,
+        tell: impl Fn(String),
+    ) -> Result<Vec<String>> {
+        let progress = Arc::new(Progress::default());
         let qemu = self.qemu().await?;
         let plan = Plan {
             settings: settings.clone(),
@@ -136,13 +148,20 @@ impl Factory {
             templates: self.templates(),
             qemu: qemu.clone(),
             notes: Vec::new(),
+            progress: Arc::clone(&progress),
         };
         self.compressing.call_off(&settings.id);
         // Until there is a VM that can be seen.
         let _stores = self.stores.read().await;
         // Kept until QEMU has opened what is in it.
         let volatile = settings.ephemeral.then(|| Volatile::new(settings, generation)).transpose()?;
-        let (mut config, notes) = tokio::task::spawn_blocking(move || plan.carry_out()).await??;
+        let mut carried_out = tokio::task::spawn_blocking(move || plan.carry_out());
+        let (mut config, notes) = loop {
+            match timeout(TELL_EVERY, &mut carried_out).await {
+                Ok(done) => break done??,
+                Err(_) => tell(progress.words().unwrap_or_else(|| "looking at what is stored".to_owned())),
+            }
+        };
         if let Some(volatile) = &volatile {
             volatile.put_into(&mut config);
         }
@@ -166,6 +185,8 @@ struct Plan {
     qemu: Qemu,
     /// What was tried in vain.
     notes: Vec<String>,
+    /// How far it has come.
+    progress: Arc<Progress>,
 }
 
 impl Plan {
@@ -206,7 +227,7 @@ impl Plan {
             let hash = seal.key.guest_image.parse().map_err(|()| anyhow!("it names no guest image"))?;
             let config = VmConfig { start: Start::Incoming, ..self.config(&self.images.open(&hash)?) };
             seal.check(store, &SnapshotKey::of(&config, &self.qemu))?;
-            seal.decompress(store)?;
+            seal.decompress(store, &self.progress)?;
             Ok(config)
         });
         match woken {
@@ -232,7 +253,7 @@ impl Plan {
                 return Ok(false);
             }
             check_space(&self.settings.storage, template.allocated_bytes())?;
-            template.copy_to(&self.settings.storage).map(|_| true)
+            template.copy_to(&self.settings.storage, &self.progress).map(|_| true)
         });
         copied.unwrap_or_else(|error| {
             self.notes.push(format!("the template can't be used: {error}"));

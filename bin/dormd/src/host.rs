@@ -319,7 +319,9 @@ impl Keeper {
     fn make(&self, generation: u64, made: mpsc::Sender<ToHost>) {
         let (factory, settings) = (Arc::clone(&self.factory), self.settings.clone());
         tokio::spawn(async move {
-            let result = match factory.make(&settings, generation).await {
+            // Never waited for: the next says more.
+            let tell = |step| drop(made.try_send(ToHost::Making { generation, step }));
+            let result = match factory.make(&settings, generation, tell).await {
                 Ok(notes) => ToHost::Made { generation, notes },
                 Err(error) => ToHost::NotMade { generation, reason: format!("{error:#}") },
             };

@@ -221,11 +221,11 @@ impl Table {
             match row.info.borrow().vm.phase {
                 Phase::Absent => row.settings.storage.clone(),
                 Phase::Starting
-            | Phase::Running
-            | Phase::Counting
-            | Phase::Dozing
-            | Phase::Committed
-            | Phase::Stopping => {
+                | Phase::Running
+                | Phase::Counting
+                | Phase::Dozing
+                | Phase::Committed
+                | Phase::Stopping => {
                     return Ok(VerifyAnswer::NoSnapshot);
                 }
             }

@@ -115,6 +115,13 @@ pub enum ToHost {
         /// Are duplicates of the listeners wanted?
         listeners: bool,
     },
+    /// The VM that was asked for takes its time: what is being done, in words. Told every second or so.
+    Making {
+        /// The request's generation.
+        generation: u64,
+        /// The step.
+        step: String,
+    },
     /// The VM that was asked for runs; its record lies in the session's runtime directory.
     Made {
         /// The request's generation.

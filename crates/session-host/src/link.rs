@@ -25,8 +25,9 @@ use dormouse_api::SessionInfo;
 /// How long a host waits for a service before it gives a VM up.
 const SERVICE_WITHIN: Duration = Duration::from_secs(20);
 
-/// How long the service may take to make a VM: the probe of a new QEMU is part of it.
-const MADE_WITHIN: Duration = Duration::from_secs(60);
+/// How long the service may say nothing of a VM that it makes: the probe of a new QEMU is part of it. What takes longer is
+/// bounded by the time that a start may take.
+const HEARD_WITHIN: Duration = Duration::from_secs(60);
 
 /// Messages to the service that may wait.
 const QUEUE: usize = 64;
@@ -134,7 +135,7 @@ impl Link {
 }
 
 impl Factory for Link {
-    async fn make(&self, generation: u64) -> Result<Vec<String>, String> {
+    async fn make(&self, generation: u64, tell: impl Fn(&str) + Send + Sync) -> Result<Vec<String>, String> {
         // One at a time, so that an answer has one question.
         let _turn = self.making.lock().await;
         let gone = || "the service `dormd` isn't running; any `dorm` command starts it".to_owned();
@@ -146,7 +147,9 @@ impl Factory for Link {
             .map_err(|_| gone())?;
         let answer = async {
             loop {
-                match answers.recv().await {
+                let late = |_| "the service did not make a VM in time".to_owned();
+                match timeout(HEARD_WITHIN, answers.recv()).await.map_err(late)? {
+                    Ok(ToHost::Making { generation: made, step }) if made == generation => tell(&step),
                     Ok(ToHost::Made { generation: made, notes }) if made == generation => return Ok(notes),
                     Ok(ToHost::NotMade { generation: made, reason }) if made == generation => {
                         return Err(reason);
@@ -157,7 +160,7 @@ impl Factory for Link {
             }
         };
         tokio::select! {
-            answer = timeout(MADE_WITHIN, answer) => answer.unwrap_or_else(|_| Err("the service did not make a VM in time".to_owned())),
+            answer = answer => answer,
             () = sender.closed() => Err("the service `dormd` ended while it made the VM".to_owned()),
         }
     }
@@ -204,7 +207,7 @@ impl Connection {
         while let Some(message) = next(lines).await? {
             let order = match message {
                 ToHost::Attach { .. } => continue,
-                ToHost::Made { .. } | ToHost::NotMade { .. } => {
+                ToHost::Making { .. } | ToHost::Made { .. } | ToHost::NotMade { .. } => {
                     let _ = self.answers.send(message);
                     continue;
                 }

@@ -39,8 +39,8 @@ use tokio_util::task::TaskTracker;
 
 use self::bring_up::{BringUp, Order};
 use self::census::census;
-use self::doze::{Vcpus, pace};
 pub(crate) use self::census::{engine_answer, first_census, stop_container};
+use self::doze::{Vcpus, pace};
 use self::guest::Ears;
 pub(crate) use self::guest::Guest;
 use self::sleep::Sleep;
@@ -58,8 +58,13 @@ const PROGRESS_WITHIN: Duration = Duration::from_secs(60);
 /// Makes VMs. The request names the session and the generation, and nothing else.
 pub trait Factory: Send + Sync + 'static {
     /// Makes one more VM; its record lies in the session's runtime directory afterwards. From what it is made the store
-    /// tells: one that is sealed is woken. Answered with what was tried in vain before, in words.
-    fn make(&self, generation: u64) -> impl Future<Output = Result<Vec<String>, String>> + Send;
+    /// tells: one that is sealed is woken. Answered with what was tried in vain before, in words. Steps that take long are
+    /// told.
+    fn make(
+        &self,
+        generation: u64,
+        tell: impl Fn(&str) + Send + Sync,
+    ) -> impl Future<Output = Result<Vec<String>, String>> + Send;
 }
 
 /// What the owner has done for it. Nothing here waits: results come back through the inbox.
@@ -200,7 +205,8 @@ impl<F: Factory> Qemus<F> {
         let vcpus = watch::channel(Vcpus::Run { order: 0 }).0;
         let paced = pace(up.subscribe(), generation, vcpus.subscribe(), self.shared.inbox.clone());
         tokio::spawn(paced);
-        self.present = Some(Present { generation, cancel: cancel.clone(), up: up.clone(), vm: vm_seen, vcpus });
+        self.present =
+            Some(Present { generation, cancel: cancel.clone(), up: up.clone(), vm: vm_seen, vcpus });
         let bring_up = BringUp { shared: Arc::clone(&self.shared), generation, cancel, vm, up };
         tokio::spawn(bring_up.run(order, Instant::now() + bound.saturating_sub(REPORT_WITHIN)));
     }

@@ -22,6 +22,7 @@ use std::fs::{self, File};
 use std::io::{self, BufRead as _, BufReader, BufWriter, Read, Write};
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
@@ -29,6 +30,7 @@ use zstd::bulk::{Compressor, Decompressor};
 use zstd::zstd_safe::CParameter;
 
 use crate::digest::{BLOCK_BYTES, MemoryDigest, block_bytes, each_block, is_empty};
+use crate::progress::Progress;
 use crate::seal::{MEMORY, Seal, Unfit, remove};
 
 /// A memory in less space.
@@ -145,13 +147,16 @@ impl Seal {
     ///
     /// # Errors
     /// See [`Unfit`]; the store is as it was then.
-    pub fn decompress(&mut self, store: &Path) -> Result<(), Unfit> {
+    pub fn decompress(&mut self, store: &Path, progress: &Progress) -> Result<(), Unfit> {
         let Some(compressed) = Compressed::open(store, self)? else { return Ok(()) };
+        progress.begin("decompressing the snapshot", fs::metadata(store.join(COMPRESSED))?.len());
         let beside = store.join(DECOMPRESSING);
         remove(&beside)?;
         let file = File::options().write(true).create_new(true).mode(0o600).open(&beside)?;
         // Not synced: up to a restart of the host the page cache has it, and then its checksum is compared.
-        let written = compressed.write_to(&file).and_then(|()| Ok(fs::rename(&beside, store.join(MEMORY))?));
+        let written = compressed
+            .write_to(&file, &progress.done)
+            .and_then(|()| Ok(fs::rename(&beside, store.join(MEMORY))?));
         if let Err(unfit) = written {
             let _ = fs::remove_file(&beside);
             return Err(unfit);
@@ -276,7 +281,8 @@ impl Compressed {
     }
 
     /// Writes the memory into an empty file, with its holes.
-    fn write_to(self, file: &File) -> Result<(), Unfit> {
+    /// `read` grows by what was read for it.
+    fn write_to(self, file: &File, read: &AtomicU64) -> Result<(), Unfit> {
         file.set_len(self.bytes)?;
         let bytes = self.bytes;
         let source = Mutex::new(self);
@@ -285,6 +291,7 @@ impl Compressed {
             loop {
                 let next = source.lock().unwrap_or_else(PoisonError::into_inner).next()?;
                 let Some(packed) = next else { return Ok(()) };
+                read.fetch_add(packed.len() as u64, Ordering::Relaxed);
                 reader.each_block(&packed, |position, block| write_data(file, position, block))?;
             }
         };

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use dormouse_vm::{SnapshotKey, allocated_bytes, copy_sparse};
 use rustix::fs::{FlockOperation, flock};
 
+use crate::progress::Progress;
 use crate::seal::{DISK, MEMORY, Origin, STATE, Seal, SealError, Unfit, discard};
 
 /// What a template that isn't finished is called, before its random part.
@@ -239,15 +240,18 @@ impl Template {
     ///
     /// # Errors
     /// See [`TemplateError`]. The store has no memory then, and a disk that is blank or the template's.
-    pub fn copy_to(&self, store: &Path) -> Result<Seal, TemplateError> {
+    pub fn copy_to(&self, store: &Path, progress: &Progress) -> Result<Seal, TemplateError> {
         debug_assert_eq!(self.seal.origin, Origin::Template);
         discard(store).map_err(cannot("clear a store"))?;
         let beside = store.join(format!("{DISK}.new"));
         let _ = fs::remove_file(&beside);
-        copy_sparse(&self.folder.join(DISK), &beside).map_err(cannot("copy a template's disk"))?;
+        progress.begin("copying the template", self.allocated_bytes());
+        let copied = &progress.done;
+        copy_sparse(&self.folder.join(DISK), &beside, copied).map_err(cannot("copy a template's disk"))?;
         fs::rename(beside, store.join(DISK)).map_err(cannot("copy a template's disk"))?;
         for name in [MEMORY, STATE] {
-            copy_sparse(&self.folder.join(name), &store.join(name)).map_err(cannot("copy a template"))?;
+            copy_sparse(&self.folder.join(name), &store.join(name), copied)
+                .map_err(cannot("copy a template"))?;
         }
         Ok(self.seal.make_for_copy(store)?)
     }
@@ -276,7 +280,7 @@ mod tests {
         assert!(templates.find(&SnapshotKey { cpus: 3, ..key() }).unwrap().is_none());
 
         let copy = tempfile::tempdir().unwrap();
-        template.copy_to(copy.path()).unwrap();
+        template.copy_to(copy.path(), &Progress::default()).unwrap();
         let seal = Seal::read(copy.path()).unwrap().unwrap();
         seal.check(copy.path(), &key()).unwrap();
         assert_eq!(seal.origin, Origin::Template);

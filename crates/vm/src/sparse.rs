@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fs::SeekFrom;
 use rustix::io::Errno;
@@ -21,24 +22,24 @@ pub enum CopyMethod {
 const STEP_BYTES: u64 = 64 * 1024 * 1024;
 
 /// Copies a file to a new one, with its holes. Not synced: a copy that a crash of the host cuts short belongs to a VM
-/// that is gone as well. Blocks; for use off the async threads.
+/// that is gone as well. `copied` grows by the bytes of data that are there. Blocks; for use off the async threads.
 ///
 /// # Errors
 /// When the target exists, the disk is full, or either can't be accessed; then no target is left.
-pub fn copy_sparse(from: &Path, to: &Path) -> io::Result<CopyMethod> {
+pub fn copy_sparse(from: &Path, to: &Path, copied: &AtomicU64) -> io::Result<CopyMethod> {
     let source = File::open(from)?;
     let target = File::options().write(true).create_new(true).mode(0o600).open(to)?;
-    let copied = match rustix::fs::ioctl_ficlone(&target, &source) {
+    let done = match rustix::fs::ioctl_ficlone(&target, &source) {
         Ok(()) => Ok(CopyMethod::Reflink),
-        Err(_) => copy_data(&source, &target).map(|()| CopyMethod::Sparse),
+        Err(_) => copy_data(&source, &target, copied).map(|()| CopyMethod::Sparse),
     };
-    if copied.is_err() {
+    if done.is_err() {
         let _ = std::fs::remove_file(to);
     }
-    copied
+    done
 }
 
-fn copy_data(source: &File, target: &File) -> io::Result<()> {
+fn copy_data(source: &File, target: &File, copied: &AtomicU64) -> io::Result<()> {
     let length = source.metadata()?.len();
     target.set_len(length)?;
     let mut position = 0;
@@ -50,23 +51,23 @@ fn copy_data(source: &File, target: &File) -> io::Result<()> {
             Err(error) => return Err(error.into()),
         };
         let end = rustix::fs::seek(source, SeekFrom::Hole(start))?;
-        copy_range(source, target, start, end)?;
+        copy_range(source, target, start, end, copied)?;
         position = end;
     }
     Ok(())
 }
 
-fn copy_range(source: &File, target: &File, start: u64, end: u64) -> io::Result<()> {
+fn copy_range(source: &File, target: &File, start: u64, end: u64, copied: &AtomicU64) -> io::Result<()> {
     let (mut read_at, mut write_at) = (start, start);
     while read_at < end {
         let step = usize::try_from((end - read_at).min(STEP_BYTES)).unwrap_or(usize::MAX);
         match rustix::fs::copy_file_range(source, Some(&mut read_at), target, Some(&mut write_at), step) {
             // The source was cut short meanwhile.
             Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-            Ok(_) => {}
+            Ok(bytes) => drop(copied.fetch_add(bytes as u64, Ordering::Relaxed)),
             // Not between these file systems.
             Err(Errno::XDEV | Errno::OPNOTSUPP | Errno::INVAL | Errno::NOSYS) => {
-                return copy_through_memory(source, target, read_at, end);
+                return copy_through_memory(source, target, read_at, end, copied);
             }
             Err(error) => return Err(error.into()),
         }
@@ -74,7 +75,13 @@ fn copy_range(source: &File, target: &File, start: u64, end: u64) -> io::Result<
     Ok(())
 }
 
-fn copy_through_memory(source: &File, target: &File, mut position: u64, end: u64) -> io::Result<()> {
+fn copy_through_memory(
+    source: &File,
+    target: &File,
+    mut position: u64,
+    end: u64,
+    copied: &AtomicU64,
+) -> io::Result<()> {
     use std::os::unix::fs::FileExt as _;
     let mut buffer = vec![0; 1024 * 1024];
     while position < end {
@@ -82,6 +89,7 @@ fn copy_through_memory(source: &File, target: &File, mut position: u64, end: u64
         source.read_exact_at(&mut buffer[..step], position)?;
         target.write_all_at(&buffer[..step], position)?;
         position += step as u64;
+        copied.fetch_add(step as u64, Ordering::Relaxed);
     }
     Ok(())
 }
@@ -115,8 +123,10 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let (from, to) = (directory.path().join("from"), directory.path().join("to"));
         islands(&from);
-        copy_sparse(&from, &to).unwrap();
+        let copied = AtomicU64::new(0);
+        let how = copy_sparse(&from, &to, &copied).unwrap();
         check(&to);
+        assert!(how == CopyMethod::Reflink || copied.into_inner() == 3 * 4096);
     }
 
     #[test]
@@ -128,7 +138,7 @@ mod tests {
         target.set_len(1 << 30).unwrap();
         let source = File::open(&from).unwrap();
         for (start, length) in [(0, 4096), (300 << 20, 4096), ((1 << 30) - 4096, 4096)] {
-            copy_through_memory(&source, &target, start, start + length).unwrap();
+            copy_through_memory(&source, &target, start, start + length, &AtomicU64::new(0)).unwrap();
         }
         check(&to);
     }
@@ -139,7 +149,10 @@ mod tests {
         let (from, to) = (directory.path().join("from"), directory.path().join("to"));
         std::fs::write(&from, "new").unwrap();
         std::fs::write(&to, "old").unwrap();
-        assert_eq!(copy_sparse(&from, &to).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+        assert_eq!(
+            copy_sparse(&from, &to, &AtomicU64::new(0)).unwrap_err().kind(),
+            io::ErrorKind::AlreadyExists
+        );
         assert_eq!(std::fs::read(&to).unwrap(), b"old");
     }
 
@@ -150,7 +163,7 @@ mod tests {
             let (from, to) =
                 (directory.path().join(format!("f{bytes}")), directory.path().join(format!("t{bytes}")));
             create_data_disk(&from, bytes).unwrap();
-            copy_sparse(&from, &to).unwrap();
+            copy_sparse(&from, &to, &AtomicU64::new(0)).unwrap();
             assert_eq!(std::fs::metadata(&to).unwrap().len(), bytes);
         }
     }

@@ -96,6 +96,7 @@ impl Session {
             templates: self.templates(),
             qemu: self.qemu.clone(),
             notes: Vec::new(),
+            progress: Arc::default(),
         }
     }
 

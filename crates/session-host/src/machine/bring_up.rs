@@ -129,7 +129,7 @@ impl<F: Factory> BringUp<F> {
             self.discard_snapshot().await?;
         }
         loop {
-            for note in self.shared.factory.make(self.generation.0).await? {
+            for note in self.shared.factory.make(self.generation.0, |step| self.step(step)).await? {
                 self.shared.note(self.generation, note);
             }
             let seal = match Seal::read(&self.shared.store) {

@@ -62,7 +62,7 @@ impl Sleeping {
     fn wakes_whole(&self) {
         let mut seal = Seal::read(self.store()).unwrap().expect("it is sealed");
         seal.check(self.store(), &key()).unwrap();
-        seal.decompress(self.store()).unwrap();
+        seal.decompress(self.store(), &Progress::default()).unwrap();
         let read = Seal::read(self.store()).unwrap().unwrap();
         assert_eq!(read, seal);
         read.check(self.store(), &key()).unwrap();
@@ -79,7 +79,9 @@ impl Sleeping {
 
     fn refused(&self) -> String {
         let mut seal = Seal::read(self.store()).unwrap().expect("it is sealed");
-        let refused = seal.check(self.store(), &key()).and_then(|()| seal.decompress(self.store()));
+        let refused = seal
+            .check(self.store(), &key())
+            .and_then(|()| seal.decompress(self.store(), &Progress::default()));
         assert!(!self.store().join(MEMORY).exists() && !self.store().join(DECOMPRESSING).exists());
         refused.unwrap_err().to_string()
     }
@@ -134,7 +136,7 @@ fn whoever_is_killed_at_any_step_leaves_a_whole_snapshot_and_nothing_else_in_the
         |sleeping| {
             assert!(sleeping.beside().publish().unwrap());
             fs::copy(sleeping.store().join(COMPRESSED), sleeping.store().join("kept")).unwrap();
-            sleeping.seal.clone().decompress(sleeping.store()).unwrap();
+            sleeping.seal.clone().decompress(sleeping.store(), &Progress::default()).unwrap();
             fs::rename(sleeping.store().join("kept"), sleeping.store().join(COMPRESSED)).unwrap();
         },
     ];

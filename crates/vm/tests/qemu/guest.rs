@@ -2,6 +2,7 @@
 
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
+use std::sync::atomic::AtomicU64;
 
 use crate::support::{Bench, exit, guest, within};
 use dormouse_vm::{ConsoleLine, RunState, Start, StateError, allocated_bytes, copy_sparse};
@@ -98,8 +99,8 @@ async fn a_clone_runs_on_copies_and_leaves_the_original_untouched() {
         config.data_disk = bench.path(&format!("data-{number}"));
         config.runtime_dir = bench.path(&format!("run-{number}"));
         config.start = Start::Incoming;
-        copy_sparse(&bench.path("memory"), &config.memory_file).unwrap();
-        copy_sparse(&bench.path("data"), &config.data_disk).unwrap();
+        copy_sparse(&bench.path("memory"), &config.memory_file, &AtomicU64::new(0)).unwrap();
+        copy_sparse(&bench.path("data"), &config.data_disk, &AtomicU64::new(0)).unwrap();
         let spawned = bench.spawn(&config).await;
         let (vm, events) = bench.connect(&spawned).await;
         within(vm.load_state(&bench.path("state"))).await.unwrap();

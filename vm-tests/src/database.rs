@@ -1,11 +1,14 @@
 //! A PostgreSQL under load in a session, with a client that is connected to it all the time.
 
-use anyhow::{Context, Result, ensure};
-use dormouse_api::SessionInfo;
+use std::process::{Command, Stdio};
+use std::time::Instant;
 
-use crate::project;
+use anyhow::{Context, Result, ensure};
+use dormouse_api::{How, SessionInfo};
+
 use crate::root_process::guest_output;
-use crate::stage::Stage;
+use crate::stage::{Stage, fall_asleep, inspect};
+use crate::{figure, project};
 
 /// Every page of it has a checksum, and whoever connects from elsewhere has to speak TLS.
 const SERVER: &str = r#"set -e
@@ -52,8 +55,8 @@ impl<'a> Database<'a> {
         let import = ["import", "--change", path, image.to_str().context("paths are UTF-8")?, "postgresql"];
         stage.succeed(session, &import).await?;
         let server =
-            ["run", "--detach", "--name", "db", "--volume", "db:/data", "postgresql", "sh", "-c", SERVER];
-        stage.succeed(session, &server).await?;
+            ["--name", "db", "--volume", "db:/data", "--publish", "5432", "postgresql", "sh", "-c", SERVER];
+        stage.succeed(session, &[&["run", "--detach"][..], &server].concat()).await?;
         let address = ["inspect", "--format", "{{.NetworkSettings.IPAddress}}", "db"];
         let address = stage.succeed(session, &address).await?;
         let address = address.trim();
@@ -95,6 +98,26 @@ impl<'a> Database<'a> {
             }
         }
         told
+    }
+
+    /// The first try of `psql` on the host, at the port that is published, while the VM sleeps.
+    ///
+    /// # Errors
+    /// When it isn't answered.
+    pub async fn answers_the_host(&self) -> Result<()> {
+        let port = self.stage.succeed(self.session, &["port", "db", "5432/tcp"]).await?;
+        let port = port.trim().rsplit_once(':').context("an address and a port")?.1.to_owned();
+        fall_asleep(self.session).await?;
+        let mut psql = Command::new("psql");
+        let to = format!("host=127.0.0.1 port={port} user=postgres dbname=postgres sslmode=require");
+        psql.args(["-At", "-c", "select 6 * 7", &to]).stdin(Stdio::null());
+        let begun = Instant::now();
+        let answered = self.stage.finish(self.session, psql).await?;
+        figure("psql on the host, of a database that sleeps", begun.elapsed());
+        ensure!(answered.status.success() && answered.stdout == b"42\n", "{answered:?}");
+        let info = inspect(self.session).await?;
+        ensure!(info.vm.how == Some(How::Resume), "{info:?}");
+        Ok(())
     }
 
     /// A new connection, by TLS, to a server whose certificate is verified.

@@ -21,6 +21,7 @@ use dormouse_lifecycle::{
 use dormouse_mux::Agent;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, broadcast, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
+use tokio_util::sync::DropGuard;
 
 use crate::hooks::{Hooks, Jobs, Verdict};
 use crate::lease::{Lease, LeaseClaim, Refused};
@@ -75,6 +76,8 @@ pub(crate) struct Ready {
     pub(crate) agent: Agent,
     /// Root processes that an earlier host had started.
     pub(crate) processes: Vec<RunningProcess>,
+    /// Dropped when what runs in it was counted.
+    pub(crate) _counted: DropGuard,
 }
 
 /// What may be asked without waking anything.

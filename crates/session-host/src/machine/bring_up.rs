@@ -88,11 +88,13 @@ impl<F: Factory> BringUp<F> {
             return Sleep { shared: self.shared, ask, up, present: self.up }.run(by).await;
         }
         let (agent, processes) = (up.guest.agent.clone(), tidings.processes.clone());
-        self.shared.inbox.send(Message::Ready(Ready { generation, how, agent, processes }));
+        let counted = CancellationToken::new();
+        let ready = Ready { generation, how, agent, processes, _counted: counted.clone().drop_guard() };
+        self.shared.inbox.send(Message::Ready(ready));
         let gone = async {
             let _ = pump.await;
         };
-        up.guest.follow(tidings, generation, self.shared.ears(how == StartHow::Resume), gone).await;
+        up.guest.follow(tidings, generation, self.shared.ears(how == StartHow::Resume), counted, gone).await;
     }
 
     /// What an earlier host left is gone.

@@ -25,38 +25,56 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 /// How long the engine may take to stop a container.
 const STOPPED_WITHIN: Duration = Duration::from_secs(15);
 
+/// One of all containers.
+#[derive(Debug, serde::Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Counted {
+    id: String,
+    state: String,
+}
+
+impl Counted {
+    fn state(&self) -> ContainerState {
+        match self.state.as_str() {
+            "created" => ContainerState::Created,
+            "paused" => ContainerState::Paused,
+            "restarting" => ContainerState::Restarting,
+            "removing" => ContainerState::Removing,
+            "exited" => ContainerState::Exited,
+            "dead" => ContainerState::Dead,
+            // A state that isn't known here may be one that works.
+            _ => ContainerState::Running,
+        }
+    }
+}
+
+async fn counted(agent: &Agent) -> Result<Vec<Counted>, String> {
+    ask(agent, "/containers/json?all=1").await
+}
+
 /// Asks the engine for all containers and counts them.
 pub(crate) async fn census(agent: &Agent) -> Result<Census, String> {
-    #[derive(serde::Deserialize)]
-    #[serde(rename_all = "PascalCase")]
-    struct Container {
-        state: String,
-    }
-    let containers: Vec<Container> = ask(agent, "/containers/json?all=1").await?;
-    // A state that isn't known here may be one that works.
-    Ok(Census::of(containers.iter().map(|container| match container.state.as_str() {
-        "created" => ContainerState::Created,
-        "paused" => ContainerState::Paused,
-        "restarting" => ContainerState::Restarting,
-        "removing" => ContainerState::Removing,
-        "exited" => ContainerState::Exited,
-        "dead" => ContainerState::Dead,
-        _ => ContainerState::Running,
-    })))
+    Ok(Census::of(counted(agent).await?.iter().map(Counted::state)))
 }
 
 /// The same, and the processes started by `exec` that run: those that an earlier host had heard of.
 pub(crate) async fn first_census(agent: &Agent) -> Result<Census, String> {
-    let census = census(agent).await?;
-    let execs = match timeout(EXECS_WITHIN, running_execs(agent)).await {
+    let containers = counted(agent).await?;
+    let census = Census::of(containers.iter().map(Counted::state));
+    let running = containers.into_iter().filter(|one| one.state().holds()).map(|one| one.id);
+    let execs = match timeout(EXECS_WITHIN, running_execs(agent, running)).await {
         Ok(Ok(execs)) => u32::try_from(execs.len()).unwrap_or(u32::MAX),
         Ok(Err(_)) | Err(_) => 0,
     };
     Ok(Census { execs, ..census })
 }
 
-/// Asks the engine for the processes started by `exec` that run, but for health checks: the container and the exec of each.
-async fn running_execs(agent: &Agent) -> Result<Vec<(String, String)>, String> {
+/// Asks the engine for the processes started by `exec` that run in these containers, but for health checks: the container
+/// and the exec of each.
+async fn running_execs(
+    agent: &Agent,
+    containers: impl IntoIterator<Item = String>,
+) -> Result<Vec<(String, String)>, String> {
     #[derive(serde::Deserialize)]
     #[serde(rename_all = "PascalCase")]
     struct Exec {
@@ -73,7 +91,7 @@ async fn running_execs(agent: &Agent) -> Result<Vec<(String, String)>, String> {
     }
     let mut found = Vec::new();
     // What was there a moment ago and is gone has no execs.
-    for Listed { id, .. } in running(agent).await? {
+    for id in containers {
         let Ok(container) = ask::<Container>(agent, &format!("/containers/{id}/json")).await else {
             continue;
         };
@@ -90,6 +108,11 @@ async fn running_execs(agent: &Agent) -> Result<Vec<(String, String)>, String> {
         }
     }
     Ok(found)
+}
+
+async fn all_running_execs(agent: &Agent) -> Result<Vec<(String, String)>, String> {
+    let containers = running(agent).await?;
+    running_execs(agent, containers.into_iter().map(|container| container.id)).await
 }
 
 /// What of a container says which execs are its health check.
@@ -201,7 +224,8 @@ pub(super) async fn follow_containers(agent: Agent, inbox: Inbox, generation: Ge
                 let check = health_check(&agent, &container).await;
                 reader.learn(container, check);
             }
-            if !execs_are_known && let Ok(Ok(execs)) = timeout(EXECS_WITHIN, running_execs(&agent)).await {
+            if !execs_are_known && let Ok(Ok(execs)) = timeout(EXECS_WITHIN, all_running_execs(&agent)).await
+            {
                 execs_are_known = true;
                 reader.found(execs);
             }

@@ -51,8 +51,11 @@ impl Guest {
     ) -> Result<Self, String> {
         let words = |error: &dyn std::fmt::Display| error.to_string();
         let greet_by = deadline.min(Instant::now() + PROGRESS_WITHIN);
-        let (agent, nonce) = channel(vm.agent().await, Limits::AGENT, greet_by).await?;
-        let (ports, _) = channel(vm.ports().await, Limits::PORTS, greet_by).await?;
+        let (agent, ports) =
+            tokio::try_join!(async { channel(vm.agent().await, Limits::AGENT, greet_by).await }, async {
+                channel(vm.ports().await, Limits::PORTS, greet_by).await
+            },)?;
+        let ((agent, nonce), (ports, _)) = (agent, ports);
         let agent = Agent::new(agent, ports);
         let hello = agent.hello(&nonce.to_string()).await.map_err(|error| words(&error))?;
         let Answer::Hello { boot, .. } = hello else {
@@ -90,24 +93,34 @@ impl Guest {
         }
     }
 
-    /// Tells what happens in the guest until its channel ends. One that ends though nobody closed it, in a VM that
+    /// Tells what happens in the guest until its channel ends; of its engine from `counted` on: whoever woke the VM waits for
+    /// the first count, and comes before all that listens. One that ends though nobody closed it, in a VM that
     /// lives on, is the loss of the engine.
     pub(super) async fn follow(
         self,
         tidings: Tidings,
         generation: Generation,
         ears: Ears,
+        counted: CancellationToken,
         gone: impl Future<Output = ()>,
     ) {
         let Ears { inbox, face: Face { events, ports, folders, .. }, heard_before } = ears;
-        let publishing = tokio::spawn(ports.clone().follow(self.agent.clone(), events.container_changes()));
-        let sharing = tokio::spawn(folders.follow(self.agent.clone(), events.container_changes()));
-        let changes = tokio::spawn(follow_containers(self.agent.clone(), inbox.clone(), generation));
-        let hearing = tokio::spawn(hear_events(self.agent.clone(), events, generation, heard_before));
-        let quiet = tokio::spawn(quiet::watch(self.agent.clone(), ports));
-        let _end_with_this = [changes, hearing, publishing, sharing, quiet].map(AbortOnDrop);
+        let agent = || self.agent.clone();
+        let listening = async {
+            counted.cancelled().await;
+            let _end_with_this = [
+                tokio::spawn(follow_containers(agent(), inbox.clone(), generation)),
+                tokio::spawn(ports.clone().follow(agent(), events.container_changes())),
+                tokio::spawn(folders.follow(agent(), events.container_changes())),
+                tokio::spawn(quiet::watch(agent(), ports)),
+                tokio::spawn(hear_events(agent(), events, generation, heard_before)),
+            ]
+            .map(AbortOnDrop);
+            std::future::pending::<()>().await;
+        };
         let reason = tokio::select! {
             reason = follow(tidings, &self.agent, generation, &inbox) => reason,
+            () = listening => unreachable!("this future never ends"),
             () = self.quiet.cancelled() => return,
         };
         // A VM that ends takes its channel along, and its exit says more.

@@ -16,6 +16,7 @@ use dormouse_lifecycle::{AfterFailure, Ask, Event, SleepHow};
 use dormouse_snapshot::{FREE_BYTES_MIN, Origin, STATE, Seal};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
+use tokio_util::sync::CancellationToken;
 
 use super::bring_up::blocking;
 use super::guest::{Guest, Tidings};
@@ -113,7 +114,9 @@ impl<F: Factory> Sleep<F> {
                 let vm = AfterFailure::RunsOn;
                 self.shared.tell(Event::SuspendFailed { ask, vm, reason: reason.into() });
                 let gone = async move { up.vm.ended().await };
-                up.guest.clone().follow(tidings, generation, self.shared.ears(true), gone).await;
+                let counted = CancellationToken::new();
+                counted.cancel();
+                up.guest.clone().follow(tidings, generation, self.shared.ears(true), counted, gone).await;
             }
             Err(error) => self.lost(format!("{reason}; and it does not run on: {error}")).await,
         }

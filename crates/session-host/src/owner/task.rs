@@ -354,7 +354,7 @@ impl<M: Machines> Task<M> {
 
     /// The VM serves from now on. What runs in it that an earlier host had started holds it as it did then.
     fn ready(&mut self, ready: Ready, census: Census) -> Option<Event> {
-        let Ready { generation, how, agent, processes } = ready;
+        let Ready { generation, how, agent, processes, _counted } = ready;
         // One that ended meanwhile must not take the place of its successor.
         if !self.is_awaited(generation) {
             return None;

@@ -226,7 +226,8 @@ impl Stage {
         processes: Vec<RunningProcess>,
     ) {
         let (generation, agent) = (Generation(generation), guest.agent());
-        self.inbox().send(Message::Ready(Ready { generation, how, agent, processes }));
+        let _counted = CancellationToken::new().drop_guard();
+        self.inbox().send(Message::Ready(Ready { generation, how, agent, processes, _counted }));
     }
 
     /// A session whose first VM is up, and the lease that it was started for.

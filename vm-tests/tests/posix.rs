@@ -60,6 +60,7 @@ const EXCEPTIONS: &[(&str, &str)] = &[
         "link::link_count_max",
         "it is skipped, because no limit of a FUSE file system is known to the C library",
     ),
+    ("ctime", TOLD_AGAIN),
     (
         "open::etxtbsy",
         "it copies `sleep`, which in the container is busybox: by another name that ends at once",

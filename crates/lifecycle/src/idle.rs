@@ -3,7 +3,7 @@
 use alloc::vec::Vec;
 
 use crate::action::{Action, SleepHow, SleepOutcome};
-use crate::config::{Limits, RunningContainers};
+use crate::config::{Grace, Limits, RunningContainers};
 use crate::flaw::flaw;
 use crate::hold::{Census, Claims, HoldKind, Text};
 use crate::id::{Ask, Generation, RequestId};
@@ -162,6 +162,8 @@ impl Session {
             return;
         }
         match (counting.aim, self.config.doze) {
+            // It was told meanwhile never to fall asleep by itself.
+            (Aim::Doze, _) if self.config.grace == Grace::Never => self.settle(step, counting.vm),
             (Aim::Doze, Some(doze)) => {
                 let Counting { vm, .. } = counting;
                 step.act(Action::Doze { generation: vm.generation });

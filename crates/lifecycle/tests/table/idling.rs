@@ -456,3 +456,13 @@ fn weak_holds_and_containers_that_hold_nothing_let_a_vm_doze_on() {
     assert_eq!(desk.phase(), PhaseName::Dozing);
     assert_eq!(desk.persisted.vm, LastVm::Up { how: StartHow::Cold }, "a new host takes it over");
 }
+
+#[test]
+fn a_vm_that_is_never_to_fall_asleep_by_itself_does_not_doze_though_the_engine_was_asked() {
+    let mut desk = Desk::running(Config { doze: Some(Duration::from_secs(600)), ..suspending() });
+    desk.release(1);
+    desk.due();
+    desk.act(Event::GraceChanged(Grace::Never));
+    assert_eq!(desk.counted(1, NOTHING), []);
+    assert_eq!((desk.phase(), desk.session.next_deadline()), (PhaseName::Running, None));
+}

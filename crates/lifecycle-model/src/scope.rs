@@ -272,24 +272,26 @@ pub fn all() -> Vec<Scope> {
             },
         ),
         scope(
-            "dozes, and whatever may happen then",
+            "dozes: who comes and goes",
             doze(),
             2,
             KINDS_AND_ACTIVITY,
+            World { containers: true, pins: true, weak: true, sleep_requests: true, settings: true, ..w },
+        ),
+        scope(
+            "dozes: how it ends",
+            doze(),
+            1,
+            BOTH,
             World {
                 deaths: true,
-                start_failures: false,
                 terminate: true,
-                containers: true,
-                pins: true,
-                weak: true,
-                sleep_requests: true,
                 io_errors: true,
                 engine_deaths: true,
                 host_deaths: true,
                 leaving: true,
-                settings: true,
                 creator: true,
+                ..w
             },
         ),
         scope(

@@ -278,7 +278,8 @@ async fn without_a_terminal_all_of_an_attached_container_comes(
     Ok(())
 }
 
-/// Commands that only tell something: of the engine, of the session, or of nobody's.
+/// Commands that only tell something: of the engine, of the session, or of nobody's. What a container wrote, to its files or
+/// to its log, and what all of it takes, lies on the VM's disk: to be told of that (`diff`, `logs`, `system df`) wakes it.
 const TELLS: &[&str] = &[
     "ps",
     "ps --all --size",
@@ -296,10 +297,8 @@ const TELLS: &[&str] = &[
     "network inspect bridge",
     "history busybox",
     "port cc",
-    "diff cc",
     "info",
     "version --format json",
-    "system df",
     "system df --host",
     "why",
     "why --format json",
@@ -322,25 +321,28 @@ const TELLS: &[&str] = &[
 
 /// What the engine has to be asked for it has been asked for within the hour.
 async fn what_only_tells_something_wakes_nothing(stage: &Stage, session: &SessionInfo) -> Result<()> {
+    let mut woken = Vec::new();
     for asleep in [false, true] {
         if asleep {
             fall_asleep(session).await?;
         }
-        let before = inspect(session).await?.vm;
+        let mut before = inspect(session).await?.vm;
         for line in TELLS {
             let words: Vec<_> = line.split(' ').collect();
             let output = stage.finish(session, dorm(stage, &words)).await?;
             ensure!(output.status.success(), "asleep {asleep}: {line}: {output:?}");
             let vm = inspect(session).await?.vm;
-            ensure!(
-                vm.start_count == before.start_count && (vm.phase == Phase::Absent) == asleep,
-                "{line} woke it: {vm:?}"
-            );
+            if vm.start_count != before.start_count || (vm.phase == Phase::Absent) != asleep {
+                woken.push(*line);
+                fall_asleep(session).await?;
+                before = inspect(session).await?.vm;
+            }
         }
         // What it finds missing is the machine's.
         stage.finish(session, dorm(stage, &["doctor"])).await?;
         ensure!(inspect(session).await?.vm.start_count == before.start_count, "doctor woke it");
     }
+    ensure!(woken.is_empty(), "it was woken by {woken:?}");
     Ok(())
 }
 

@@ -93,8 +93,8 @@ impl Guest {
         }
     }
 
-    /// Tells what happens in the guest until its channel ends; of its engine from `counted` on: whoever woke the VM waits for
-    /// the first count, and comes before all that listens. One that ends though nobody closed it, in a VM that
+    /// Tells what happens in the guest until its channel ends, from `counted` on: whoever woke the VM waits for the first
+    /// count, and comes before all that listens. One that ends though nobody closed it, in a VM that
     /// lives on, is the loss of the engine.
     pub(super) async fn follow(
         self,
@@ -118,8 +118,14 @@ impl Guest {
             .map(AbortOnDrop);
             std::future::pending::<()>().await;
         };
+        // What it tells before that would be of a VM that nobody knows yet, and lost: the end of a root process would leave its
+        // hold for ever. It waits in the channel.
+        let told = async {
+            counted.cancelled().await;
+            follow(tidings, &self.agent, generation, &inbox).await
+        };
         let reason = tokio::select! {
-            reason = follow(tidings, &self.agent, generation, &inbox) => reason,
+            reason = told => reason,
             () = listening => unreachable!("this future never ends"),
             () = self.quiet.cancelled() => return,
         };
@@ -249,5 +255,37 @@ mod tests {
         assert_eq!(reason, "the guest tells nothing of its engine any more");
         let told = told.recv().await;
         assert!(matches!(told, Some(Message::Event(Event::EngineDied { .. }))), "{told:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_end_of_a_root_process_is_told_when_the_vm_that_it_held_is_known() {
+        let (host, guest) = duplex(64 * 1024);
+        let guest = Mux::server(guest, Limits::AGENT);
+        let mux = Mux::client(host, Limits::AGENT);
+        let agent = Agent::new(mux.clone(), mux);
+        let serving = async {
+            let mut stream = guest.accept().await.unwrap();
+            let _: Request = read_json(&mut stream).await.unwrap();
+            write_json(&mut stream, &Reply::Ok(Answer::Done)).await.unwrap();
+            write_json(&mut stream, &GuestEvent::Running(Vec::new())).await.unwrap();
+            stream
+        };
+        let (watch, _stream) = tokio::join!(agent.watch(), serving);
+        let processes = vec![RunningProcess { pid: 7, command: "sh".to_owned() }];
+        let tidings = Tidings { watch: watch.unwrap(), processes };
+        let folder = tempfile::tempdir().unwrap();
+        let (sender, mut told) = mpsc::unbounded_channel();
+        let face = crate::owner::tests::stage::facts(folder.path()).face;
+        let ears = Ears { inbox: Inbox(sender), face, heard_before: false };
+        let guest = Guest { agent, boot: String::new(), quiet: CancellationToken::new() };
+        let counted = CancellationToken::new();
+        let gone = std::future::pending();
+        let following = tokio::spawn(guest.follow(tidings, Generation(1), ears, counted.clone(), gone));
+        let early = timeout(Duration::from_secs(10), told.recv()).await;
+        assert!(early.is_err(), "nobody knows the VM yet: {early:?}");
+        counted.cancel();
+        let ended = timeout(Duration::from_secs(10), told.recv()).await;
+        assert!(matches!(ended, Ok(Some(Message::ProcessEnded { pid: 7, .. }))), "{ended:?}");
+        following.abort();
     }
 }

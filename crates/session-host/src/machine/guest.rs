@@ -223,14 +223,23 @@ pub(super) fn random<const N: usize>() -> Result<[u8; N], String> {
 #[cfg(test)]
 mod tests {
     use dormouse_agent_proto::{Reply, Request};
-    use dormouse_mux::{read_json, write_json};
+    use dormouse_mux::{Stream, read_json, write_json};
     use tokio::io::{AsyncWriteExt, duplex};
     use tokio::sync::mpsc;
 
     use super::*;
 
-    #[tokio::test(start_paused = true)]
-    async fn a_guest_that_tells_no_more_is_lost_though_its_channel_is_up() {
+    /// A guest whose channel is up and that is watched.
+    struct Watched {
+        agent: Agent,
+        watch: Watch,
+        _guest: Mux,
+        /// Over which it tells.
+        stream: Stream,
+    }
+
+    /// One that tells of this first.
+    async fn watched(event: GuestEvent) -> Watched {
         let (host, guest) = duplex(64 * 1024);
         let guest = Mux::server(guest, Limits::AGENT);
         let mux = Mux::client(host, Limits::AGENT);
@@ -240,15 +249,21 @@ mod tests {
             let asked: Request = read_json(&mut stream).await.unwrap();
             assert_eq!(asked, Request::Watch);
             write_json(&mut stream, &Reply::Ok(Answer::Done)).await.unwrap();
-            let event = GuestEvent::Engine(EngineState::Dead { details: "killed".to_owned() });
             write_json(&mut stream, &event).await.unwrap();
-            stream.shutdown().await.unwrap();
             stream
         };
-        let (watch, _stream) = tokio::join!(agent.watch(), serving);
+        let (watch, stream) = tokio::join!(agent.watch(), serving);
+        Watched { agent, watch: watch.unwrap(), _guest: guest, stream }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_guest_that_tells_no_more_is_lost_though_its_channel_is_up() {
+        let event = GuestEvent::Engine(EngineState::Dead { details: "killed".to_owned() });
+        let Watched { agent, watch, _guest, mut stream } = watched(event).await;
+        stream.shutdown().await.unwrap();
         let (sender, mut told) = mpsc::unbounded_channel();
         let inbox = Inbox(sender);
-        let tidings = Tidings { watch: watch.unwrap(), processes: Vec::new() };
+        let tidings = Tidings { watch, processes: Vec::new() };
         let following = follow(tidings, &agent, Generation(1), &inbox);
         let reason =
             timeout(Duration::from_secs(60), following).await.expect("it is waited for without bound");
@@ -259,20 +274,10 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn the_end_of_a_root_process_is_told_when_the_vm_that_it_held_is_known() {
-        let (host, guest) = duplex(64 * 1024);
-        let guest = Mux::server(guest, Limits::AGENT);
-        let mux = Mux::client(host, Limits::AGENT);
-        let agent = Agent::new(mux.clone(), mux);
-        let serving = async {
-            let mut stream = guest.accept().await.unwrap();
-            let _: Request = read_json(&mut stream).await.unwrap();
-            write_json(&mut stream, &Reply::Ok(Answer::Done)).await.unwrap();
-            write_json(&mut stream, &GuestEvent::Running(Vec::new())).await.unwrap();
-            stream
-        };
-        let (watch, _stream) = tokio::join!(agent.watch(), serving);
+        let Watched { agent, watch, _guest, stream: _stream } =
+            watched(GuestEvent::Running(Vec::new())).await;
         let processes = vec![RunningProcess { pid: 7, command: "sh".to_owned() }];
-        let tidings = Tidings { watch: watch.unwrap(), processes };
+        let tidings = Tidings { watch, processes };
         let folder = tempfile::tempdir().unwrap();
         let (sender, mut told) = mpsc::unbounded_channel();
         let face = crate::owner::tests::stage::facts(folder.path()).face;

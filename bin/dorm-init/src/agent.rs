@@ -15,6 +15,7 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{sleep, timeout};
 
+use crate::connections::Connections;
 use crate::freeze::Freezer;
 use crate::port::Port;
 use crate::process::Processes;
@@ -35,6 +36,7 @@ pub(crate) struct Guest {
     pub(crate) steps: watch::Receiver<Vec<(String, u64)>>,
     pub(crate) power_off: mpsc::Sender<()>,
     pub(crate) freezer: Freezer,
+    pub(crate) connections: Connections,
     pub(crate) processes: Processes,
     /// When a host was last connected, in nanoseconds of uptime.
     pub(crate) host_seen: watch::Sender<u64>,
@@ -128,13 +130,21 @@ async fn serve_stream(mut stream: Stream, channel: Channel, guest: Arc<Guest>) {
             Err(error) => refuse(stream, FailureCode::Io, &format!("can't set the clock: {error}")).await,
         },
         Request::Freeze => match guest.freezer.freeze().await {
-            Ok(()) => accept(stream, Answer::Done).await,
+            Ok(()) => {
+                let connections = guest.connections.clone();
+                let _ = tokio::task::spawn_blocking(move || connections.note()).await;
+                accept(stream, Answer::Done).await
+            }
             Err(error) => refuse(stream, FailureCode::Io, &format!("can't freeze the disk: {error}")).await,
         },
         Request::Wake { unix_nanos, identity } => match wake(&guest, unix_nanos, identity.as_ref()) {
             Ok(()) => accept(stream, Answer::Done).await,
             Err(error) => refuse(stream, FailureCode::Io, &format!("{error:#}")).await,
         },
+        Request::EndConnections => {
+            guest.connections.end();
+            accept(stream, Answer::Done).await
+        }
         Request::GrowDisk { bytes } => match disk::grow_to(bytes).await {
             Ok(()) => accept(stream, Answer::Done).await,
             Err(error) => refuse(stream, FailureCode::Io, &format!("{error:#}")).await,

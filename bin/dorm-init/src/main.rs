@@ -24,6 +24,7 @@
 
 mod activity;
 mod agent;
+mod connections;
 mod console;
 mod datagrams;
 mod disk;
@@ -37,6 +38,7 @@ mod port;
 mod process;
 mod reap;
 mod serve;
+mod sockets;
 mod steps;
 mod tell;
 

@@ -9,6 +9,7 @@ use dormouse_agent_proto::{Boot, EngineState};
 use tokio::sync::{mpsc, watch};
 
 use crate::agent::{Channel, Guest, serve_port, uptime_nanos};
+use crate::connections::Connections;
 use crate::engine::Engine;
 use crate::freeze::Freezer;
 use crate::parameters::Parameters;
@@ -46,6 +47,7 @@ async fn serve() -> Result<()> {
         steps: steps.subscribe(),
         power_off,
         freezer: Freezer::new(disk::MOUNT_POINT),
+        connections: Connections::default(),
         processes: Processes::default(),
         host_seen,
     };

@@ -19,7 +19,7 @@
 //!
 //! | request | after the reply |
 //! |---|---|
-//! | `Hello`, `Activity`, `Sync`, `SetClock`, `Freeze`, `Wake`, `GrowDisk`, `PowerOff` | closed |
+//! | `Hello`, `Activity`, `Sync`, `SetClock`, `Freeze`, `Wake`, `EndConnections`, `GrowDisk`, `PowerOff` | closed |
 //! | `Dial` | raw bytes, both directions, half-close kept; of UDP, datagrams |
 //! | `Run` | [`ProcessFrame`]s, both directions |
 //! | `Watch` | length-prefixed JSON [`GuestEvent`]s from the guest, until closed |
@@ -82,6 +82,9 @@ pub enum Request {
         /// For a clone: what must not be the same in two guests.
         identity: Option<Identity>,
     },
+    /// The VM was suspended, and runs on in another QEMU: end the connections that led out of the guest before, because
+    /// nobody outside knows of them any more. Answered before that is done; a guest of before this request doesn't answer.
+    EndConnections,
     /// The data disk has this size now, or is about to: have its file system fill it.
     GrowDisk {
         /// The device's size.

@@ -154,6 +154,14 @@ impl Agent {
         self.ask(Request::Wake { unix_nanos, identity }, REPLY_WITHIN).await.map(drop)
     }
 
+    /// Has the connections ended that led out of the guest before it was suspended.
+    ///
+    /// # Errors
+    /// See [`AgentError`].
+    pub async fn end_connections(&self) -> Result<(), AgentError> {
+        self.ask(Request::EndConnections, REPLY_WITHIN).await.map(drop)
+    }
+
     /// Has the data disk's file system fill a disk that has grown to this size.
     ///
     /// # Errors

@@ -13,6 +13,7 @@ use std::sync::Arc;
 
 use dormouse_agent_proto::Identity;
 use dormouse_lifecycle::{Ask, Event, Exit, Generation, SleepHow, SnapshotFate, StartFrom, StartHow};
+use dormouse_mux::Agent;
 use dormouse_snapshot::{Origin, STATE, Seal};
 use dormouse_vm::{ExitCause, RunState, Vm, VmEvents, VmExit, VmRecord};
 use tokio::sync::watch;
@@ -239,7 +240,11 @@ impl<F: Factory> BringUp<F> {
             let tidings = match how {
                 StartHow::Clone | StartHow::Cold => self.introduce(&guest, deadline, |_| {}).await?,
                 // Its engine knows all that it was told before it was suspended.
-                StartHow::Resume => guest.until_ready(deadline, |_| {}, |words| self.warn(words)).await?,
+                StartHow::Resume => {
+                    let tidings = guest.until_ready(deadline, |_| {}, |words| self.warn(words)).await?;
+                    tokio::spawn(end_connections(guest.agent.clone()));
+                    tidings
+                }
             };
             Ok((guest, tidings))
         };
@@ -336,6 +341,13 @@ impl<F: Factory> BringUp<F> {
 
     fn step(&self, step: &str) {
         self.shared.tell(Event::VmProgress { generation: self.generation, step: step.into() });
+    }
+}
+
+/// While whoever woke the VM is served: only who was connected to somewhere outside waits for it.
+async fn end_connections(agent: Agent) {
+    if let Err(error) = agent.end_connections().await {
+        tracing::warn!(%error, "connections from before the suspend weren't ended");
     }
 }
 

@@ -9,6 +9,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::ffi::OsStr;
+use std::fs;
 use std::io::Read as _;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
@@ -31,6 +32,9 @@ const WATCHES_MAX: usize = 1024;
 
 /// Changes by the guest that are remembered.
 const OWN_MAX: usize = 4096;
+
+/// What is looked at in folders that the guest has just made, and in those in them.
+const MADE_MAX: usize = 1024;
 
 /// A change that comes so soon after one by the guest is the guest's, however often it is told.
 const OWN_WITHIN: Duration = Duration::from_secs(1);
@@ -195,10 +199,28 @@ impl Own {
             }
             let Some(folder) = self.folders.get(&watch) else { continue };
             let path = name.map_or_else(|| folder.clone(), |name| folder.join(name));
-            if what.contains(ReadFlags::ISDIR) && what.intersects(ReadFlags::CREATE | ReadFlags::MOVED_TO) {
+            if what.contains(ReadFlags::ISDIR | ReadFlags::CREATE) {
+                self.made(path.clone());
+            } else if what.contains(ReadFlags::ISDIR | ReadFlags::MOVED_TO) {
                 self.watch(path.clone());
             }
             self.remember(path, Instant::now());
+        }
+    }
+
+    /// The guest has just made this folder: what is in it by the time that it is watched is the guest's as well.
+    fn made(&mut self, folder: PathBuf) {
+        let mut folders = vec![folder];
+        let mut left = MADE_MAX;
+        while let Some(folder) = folders.pop() {
+            self.watch(folder.clone());
+            for entry in fs::read_dir(&folder).into_iter().flatten().flatten().take(left) {
+                left -= 1;
+                if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                    folders.push(entry.path());
+                }
+                self.remember(entry.path(), Instant::now());
+            }
         }
     }
 
@@ -222,7 +244,6 @@ impl Own {
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
     use std::os::unix::fs::{PermissionsExt as _, symlink};
 
     use super::*;
@@ -291,10 +312,13 @@ mod tests {
         let mut teller = Teller::new().unwrap();
         teller.own.watch(folder.path().to_owned());
         fs::write(at("own"), "").unwrap();
-        fs::create_dir(at("new")).unwrap();
+        fs::create_dir_all(at("new/deep")).unwrap();
+        // Before anything in them is watched.
+        fs::write(at("new/early"), "").unwrap();
+        fs::write(at("new/deep/early"), "").unwrap();
         teller.own.hear();
         fs::write(at("new/own"), "").unwrap();
-        for path in ["own", "new", "new/own"] {
+        for path in ["own", "new", "new/own", "new/early", "new/deep", "new/deep/early"] {
             assert!(told(at(path).parent().unwrap(), || teller.changed(&at(path))).is_empty(), "{path}");
         }
         // The same file, by the host and later.

@@ -34,6 +34,7 @@ mod stream;
 mod system;
 mod template;
 mod terminal;
+mod usage;
 mod value;
 mod version;
 mod volume;

@@ -16,6 +16,7 @@ use crate::format::units;
 use crate::operation::Operation;
 use crate::output::print;
 use crate::session::Session;
+use crate::usage::Usage;
 use crate::value::{filters, moment};
 
 /// `dorm system`.
@@ -42,8 +43,11 @@ pub(crate) struct Df {
     #[arg(long, value_name = "FORMAT")]
     format: Option<String>,
     /// Only what all sessions take on the host. Wakes nothing.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "verbose")]
     host: bool,
+    /// Each image, container and volume by itself.
+    #[arg(short, long)]
+    verbose: bool,
 }
 
 #[derive(Args)]
@@ -100,6 +104,10 @@ impl Df {
         }
         let operation = context.operation("dorm system df", false).await?;
         let used: Value = operation.during(async { Ok(operation.engine.get("/system/df").await?) }).await?;
+        if self.verbose {
+            let now = jiff::Timestamp::now().as_second();
+            return Usage::of(&used, now).print(self.format.as_deref());
+        }
         let columns = &[
             ("Type", "TYPE"),
             ("TotalCount", "TOTAL"),

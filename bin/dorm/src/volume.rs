@@ -77,7 +77,7 @@ pub(crate) struct Remove {
     names: Vec<String>,
 }
 
-const COLUMNS: &[(&str, &str)] = &[
+pub(crate) const COLUMNS: &[(&str, &str)] = &[
     ("Driver", "DRIVER"),
     ("Name", "VOLUME NAME"),
     ("Scope", "SCOPE"),
@@ -126,22 +126,26 @@ impl List {
         volumes.sort_by(|one, other| one["Name"].as_str().cmp(&other["Name"].as_str()));
         let mut listing = Listing::new(COLUMNS, &["Driver", "Name"]);
         for volume in &volumes {
-            let text = |key: &str| volume[key].as_str().unwrap_or_default();
-            let row = Row::default()
-                .with("Driver", text("Driver"))
-                .with("Name", text("Name"))
-                .with("Scope", text("Scope"))
-                .with("Mountpoint", text("Mountpoint"))
-                .with("Links", "N/A")
-                .with("Size", "N/A")
-                .with("Availability", "N/A")
-                .with("Group", "N/A")
-                .with("Status", "N/A")
-                .labels(&volume["Labels"]);
-            listing.push(row);
+            listing.push(row(volume));
         }
         listing.print(self.format.as_deref(), self.quiet.then_some("Name"))
     }
+}
+
+/// A list's row.
+pub(crate) fn row(volume: &Value) -> Row {
+    let text = |key: &str| volume[key].as_str().unwrap_or_default();
+    Row::default()
+        .with("Driver", text("Driver"))
+        .with("Name", text("Name"))
+        .with("Scope", text("Scope"))
+        .with("Mountpoint", text("Mountpoint"))
+        .with("Links", "N/A")
+        .with("Size", "N/A")
+        .with("Availability", "N/A")
+        .with("Group", "N/A")
+        .with("Status", "N/A")
+        .labels(&volume["Labels"])
 }
 
 /// Removes volumes that nobody uses.

@@ -43,7 +43,7 @@ pub(crate) struct List {
     size: bool,
 }
 
-const COLUMNS: &[(&str, &str)] = &[
+pub(crate) const COLUMNS: &[(&str, &str)] = &[
     ("ID", "CONTAINER ID"),
     ("Image", "IMAGE"),
     ("Command", "COMMAND"),
@@ -86,7 +86,8 @@ impl List {
     }
 }
 
-fn row(container: &Value, cut: bool, now: i64) -> Row {
+/// A list's row; cut where it would be too wide.
+pub(crate) fn row(container: &Value, cut: bool, now: i64) -> Row {
     let text = |key: &str| container[key].as_str().unwrap_or_default().to_owned();
     let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
     let id = text("Id");

@@ -24,6 +24,8 @@ use serde_json::Value;
 use crate::context::{Context, nearest};
 use crate::error::{Done, Failure};
 
+pub(crate) use list::{COLUMNS, row};
+
 /// What can be done with containers; these are also commands of their own.
 #[derive(Subcommand)]
 pub(crate) enum Shortcut {

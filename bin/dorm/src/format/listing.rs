@@ -102,6 +102,11 @@ impl Listing {
         }
     }
 
+    /// All rows, as templates see them.
+    pub(crate) fn rows(&self) -> Value {
+        self.rows.iter().map(Row::for_template).collect()
+    }
+
     /// Prints it.
     pub(crate) fn print(&self, format: Option<&str>, quiet: Option<&str>) -> Done {
         io::stdout().write_all(self.text(format, quiet)?.as_bytes())?;

@@ -41,7 +41,7 @@ pub(crate) struct List {
     image: Option<String>,
 }
 
-const COLUMNS: &[(&str, &str)] = &[
+pub(crate) const COLUMNS: &[(&str, &str)] = &[
     ("ID", "IMAGE ID"),
     ("Repository", "REPOSITORY"),
     ("Tag", "TAG"),
@@ -86,7 +86,8 @@ impl List {
     }
 }
 
-fn row(image: &Value, cut: bool, now: i64) -> Row {
+/// A list's row, but for the names.
+pub(crate) fn row(image: &Value, cut: bool, now: i64) -> Row {
     let id = image["Id"].as_str().unwrap_or_default();
     let created = image["Created"].as_i64().unwrap_or(0);
     let bytes = image["Size"].as_f64().unwrap_or(0.0);
@@ -105,7 +106,7 @@ fn row(image: &Value, cut: bool, now: i64) -> Row {
 }
 
 /// The rows of an image: name, tag, digest.
-fn names(image: &Value, with_digests: bool) -> Vec<(String, String, String)> {
+pub(crate) fn names(image: &Value, with_digests: bool) -> Vec<(String, String, String)> {
     let list = |key: &str| -> Vec<String> {
         let names = image[key].as_array().into_iter().flatten().filter_map(Value::as_str);
         names.filter(|name| !name.starts_with(NONE)).map(str::to_owned).collect()

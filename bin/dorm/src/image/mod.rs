@@ -18,7 +18,7 @@ use crate::error::Done;
 
 pub(crate) use build::Build;
 pub(crate) use change::{Remove, unknown};
-pub(crate) use list::List;
+pub(crate) use list::{COLUMNS, List, names, row};
 pub(crate) use prune::images as prune_images;
 
 /// What can be done with images; these are also commands of their own.

@@ -43,6 +43,7 @@ const SAME: &[&str] = &[
     "$X inspect --type volume vv -f '{{.Name}}'; $X inspect --type image cc; echo $?",
     "$X port cc; $X port cc 80; $X port cc 81; echo $?; $X top cc | head -n 1; $X diff cc | sort",
     "$X info --format '{{.Driver}} {{.OSType}} {{.Containers}}'; $X system df --format '{{.Type}} {{.TotalCount}} {{.Active}}'",
+    "$X system df -v | sed 's/[A-Za-z0-9]* [a-z]* ago/ago/g; s/Up [A-Za-z0-9]* [a-z]*/Up/' | tr -s ' '; $X system df -v --format '{{len .Images}} {{range .Volumes}}{{.Name}} {{.Links}} {{.Size}}{{end}}'; $X system df --bogus; echo $?",
     // Output.
     "$X logs cc; $X logs cc 2>/dev/null; $X logs --tail 1 cc; $X logs -n 0 cc; $X logs -t cc | cut -c 1-4; $X logs nosuch; echo $?",
     "$X logs --since 2001-01-01T00:00:00Z --until 1h cc; $X logs --since nonsense cc; echo $?",
@@ -72,6 +73,17 @@ const SAME: &[&str] = &[
     "echo A=1 > $T/env; $X create --name qq --env-file $T/env -e B=2 -e HOME -e NOSUCH busybox true | wc -c; $X inspect -f '{{range .Config.Env}}{{println .}}{{end}}' qq | sort; $X rm qq",
     "$X create --name qq --cap-add SYS_TIME --cap-drop ALL --security-opt no-new-privileges --read-only --init --pids-limit 9 --sysctl net.ipv4.ip_forward=0 busybox true | wc -c; $X inspect -f '{{.HostConfig.CapAdd}} {{.HostConfig.CapDrop}} {{.HostConfig.SecurityOpt}} {{.HostConfig.ReadonlyRootfs}} {{.HostConfig.Init}} {{.HostConfig.PidsLimit}} {{.HostConfig.Sysctls}}' qq; $X rm qq",
     "$X stats --no-stream --format '{{.Name}} {{.ID}}' cc; $X stats --no-stream nosuch; echo $?; $X inspect; echo $?",
+    // What options come to in a container.
+    "$X run --rm --privileged busybox test -b /dev/vda; echo $?; $X run --rm busybox test -b /dev/vda; echo $?; $X run --rm --device /dev/null:/dev/mine busybox sh -c 'echo x > /dev/mine; wc -c < /dev/mine'; $X run --rm --device /dev/nosuch busybox true; echo $?",
+    "$X run --rm --pid host busybox sh -c 'cat /proc/1/comm'; $X run --rm --pid container:cc busybox sh -c 'cat /proc/1/comm'; $X run --rm --uts host busybox hostname; $X run --rm --ipc host --network host busybox sh -c 'ip -4 addr show docker0 | grep -c inet'; $X run --rm --pid container:nosuch busybox true; echo $?",
+    "$X run --rm --shm-size 1m --tmpfs /t:size=2m busybox df -k /dev/shm /t; $X run --rm --read-only --tmpfs /t busybox sh -c 'touch /x; echo $?; touch /t/x; echo $?'; $X run --rm -u 1:2 --group-add 3 -w /tmp busybox sh -c 'id; pwd'",
+    "$X run --rm --cap-drop ALL busybox chown nobody /tmp; echo $?; $X run --rm --cap-drop ALL --cap-add CHOWN busybox chown nobody /tmp; echo $?; $X run --rm --security-opt no-new-privileges busybox grep NoNewPrivs /proc/self/status; $X run --rm --init busybox cat /proc/1/comm; $X run --rm --sysctl net.ipv4.ip_default_ttl=9 busybox cat /proc/sys/net/ipv4/ip_default_ttl",
+    "$X run --rm -m 64m --cpus 0.5 --pids-limit 9 --ulimit nofile=10:20 --oom-score-adj 7 busybox sh -c 'cd /sys/fs/cgroup; cat memory.max cpu.max pids.max /proc/self/oom_score_adj; ulimit -n; ulimit -H -n'; $X run --rm --cpuset-cpus 0 busybox grep Cpus_allowed_list /proc/self/status",
+    "$X run --rm -h name --domainname here --dns 1.2.3.4 --dns-search s --dns-option ndots:3 --add-host a:1.2.3.4 busybox sh -c 'hostname -f; grep -v ^# /etc/resolv.conf; grep 1.2.3.4 /etc/hosts'",
+    "$X network create --subnet 10.98.0.0/24 --gateway 10.98.0.9 --ip-range 10.98.0.128/25 --internal --label a=b nx | wc -c; $X network inspect -f '{{.Internal}} {{json .IPAM.Config}} {{.Labels}}' nx; $X run --rm --network nx --ip 10.98.0.77 --network-alias al busybox sh -c 'hostname -i; nslookup al | grep -c 10.98.0.77; ip route | grep -c default'; $X network connect --ip 10.98.0.88 nx cc; $X exec cc sh -c 'ip -4 addr | grep -c 10.98.0.88'; $X network rm nx; echo $?; $X network disconnect -f nx cc; $X network rm nx",
+    "$X run -d --name lg --log-driver none busybox echo x | wc -c; $X wait lg; $X logs lg; echo $?; $X rm lg; $X run -d --name lg --log-opt max-size=1k --log-opt max-file=1 busybox sh -c 'seq 1000' | wc -c; $X wait lg; $X logs lg | tail -n 1; $X logs lg | wc -l | sed 's/^...$/few/'; $X rm lg",
+    "$X run -d --name rs --restart on-failure:2 busybox false | wc -c; until [ \"$($X inspect -f '{{.State.Status}} {{.RestartCount}}' rs)\" = 'exited 2' ]; do :; done; $X restart -t 0 nosuch; echo $?; $X rm rs; $X run -d --name rs busybox sleep 1000 | wc -c; $X restart -t 0 rs; $X inspect -f '{{.State.Running}} {{.RestartCount}}' rs; $X update -m 64m --memory-swap 64m --cpus 0.5 rs; $X exec rs cat /sys/fs/cgroup/memory.max /sys/fs/cgroup/cpu.max; $X rm -f rs",
+    "$X run -d --name hh --health-cmd 'test -e /well' --health-interval 1s --health-retries 1 busybox sleep 1000 | wc -c; for state in unhealthy healthy; do until [ \"$($X inspect -f '{{.State.Health.Status}}' hh)\" = $state ]; do :; done; echo $state; $X exec hh touch /well; done; $X rm -f hh; $X run --rm -d --name pp --expose 81 -P busybox sleep 1000 | wc -c; $X port pp | sed 's/:[0-9]*$//'; $X stop -t 0 pp",
     // Files.
     "echo data > $T/f; $X cp $T/f cc:/tmp/f; $X exec cc cat /tmp/f; $X cp cc:/tmp/f $T/g; cat $T/g; $X cp cc:/tmp/f - | tar -t; $X exec cc rm /tmp/f",
     "mkdir -p $T/d/e; echo 1 > $T/d/e/f; $X cp $T/d cc:/tmp/; $X cp $T/d/. cc:/tmp/d2; $X exec cc find /tmp/d /tmp/d2 | sort; rm -rf $T/out; $X cp cc:/tmp/d $T/out; find $T/out | sed s,$T,, | sort; $X exec cc rm -r /tmp/d /tmp/d2",
@@ -94,7 +106,7 @@ const SAME: &[&str] = &[
 ];
 
 /// Which of the lines are compared: each takes a few seconds, and all of them are for `make test-long`.
-const EVERY: usize = if cfg!(feature = "long") { 1 } else { 4 };
+const EVERY: usize = if cfg!(feature = "long") { 1 } else { 6 };
 
 /// One VM for all of it: each start costs seconds.
 #[tokio::test(flavor = "multi_thread")]

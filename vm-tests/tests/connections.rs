@@ -4,7 +4,7 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use dormouse_api::{CreateSession, How, IdleTimeout, RunningContainers, SessionInfo};
 use dormouse_vm_tests::registry::{HOST_V4, give_host_an_address};
 use dormouse_vm_tests::stage::{STATE_WITHIN, Stage, fall_asleep, inspect};
@@ -95,7 +95,11 @@ impl Guest<'_> {
 
         for name in ["bridged", "rooted"] {
             let state = self.succeed(&["inspect", "--format", "{{.State.Status}}", name]).await?;
-            ensure!(state == "running\n", "{name} ended before the sleep: {state}");
+            if state != "running\n" {
+                let said = self.stage.run(self.session, &["logs", name]).await?;
+                let state = self.succeed(&["inspect", "--format", "{{json .State}}", name]).await?;
+                bail!("{name} ended before the sleep: {state} {said:?}");
+            }
         }
         fall_asleep(self.session).await?;
         let begun = Instant::now();

@@ -1,14 +1,16 @@
 # The two commands of a fresh machine are `make demo` and `make test`; see README.md and TESTING.md.
 
-.PHONY: demo test lint unit vm guest-image virtiofsd packages check test-long
+.PHONY: demo test lint unit programs vm guest-image virtiofsd clients packages check test-long
 
 demo: packages
 	cargo build --locked --release
-	$(MAKE) --jobs=2 --output-sync=target guest-image virtiofsd
-	scripts/install-clients
+	$(MAKE) --jobs=2 --output-sync=target guest-image virtiofsd clients
 	scripts/demo
 
-test: packages lint unit vm
+# What waits for packages, for a linker or for a test's clock leaves processors to the others; cargo itself keeps them apart.
+test: packages
+	$(MAKE) --jobs=3 --output-sync=target guest-image lint unit virtiofsd clients programs
+	$(MAKE) vm
 
 lint:
 	cargo fmt --all -- --check
@@ -24,15 +26,16 @@ VM_TESTS = $(basename $(notdir $(wildcard vm-tests/tests/*.rs))) $(patsubst vm-t
 VM_TESTS_FIRST = cli input service guest suspend docker lifecycle folders
 
 vm:
-	$(MAKE) --jobs=2 --output-sync=target guest-image virtiofsd
-	scripts/install-clients
-	cargo build --locked --workspace --exclude dormouse-vm-tests
-	cargo test --locked --package dormouse-vm-tests --no-run
+	$(MAKE) --jobs=2 --output-sync=target guest-image virtiofsd clients programs
 	$(MAKE) --jobs=2 --output-sync=target --keep-going $(addprefix vm-,$(VM_TESTS_FIRST) $(filter-out $(VM_TESTS_FIRST),$(VM_TESTS)))
 
 # One that hangs is ended, so that what it printed is seen.
 vm-%:
 	timeout --kill-after=60 1200 cargo test --locked --package dormouse-vm-tests --test $* -- --test-threads=1
+
+programs:
+	cargo build --locked --workspace --exclude dormouse-vm-tests
+	cargo test --locked --package dormouse-vm-tests --no-run
 
 guest-image:
 	cargo xtask guest-image
@@ -40,6 +43,9 @@ guest-image:
 
 virtiofsd:
 	scripts/install-virtiofsd
+
+clients:
+	scripts/install-clients
 
 packages:
 	scripts/install-packages build run test

@@ -56,8 +56,8 @@ impl Session {
                 ensure(self.mode == Mode::Serving, "a VM dozes at a host that goes")?;
                 ensure(!self.is_held(&dozing.vm), "dozing though something holds")?;
                 ensure(self.config.storage.may_sleep(), "dozing though it may not sleep")?;
-                let is_well = dozing.vm.disk == Disk::Writable && dozing.vm.engine == Engine::Alive;
-                ensure(is_well, "dozing with something amiss")
+                ensure(dozing.vm.disk == Disk::Writable, "dozing with a disk that can't be written")?;
+                ensure(dozing.vm.engine == Engine::Alive, "dozing without an engine")
             }
             Phase::Committed(committed) => {
                 ensure(committed.queue.is_empty() || can_queue(&committed.then), "somebody waits for the end")

@@ -1,6 +1,4 @@
-"""Four programs as users of testcontainers write them. Only ryuk, which clears up after a program that was killed, is switched
-off by TESTCONTAINERS_RYUK_DISABLED: its image comes from Docker Hub and nowhere else.
-"""
+"""Four programs as users of testcontainers write them."""
 
 import urllib.request
 

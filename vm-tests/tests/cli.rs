@@ -106,7 +106,7 @@ const SAME: &[&str] = &[
 ];
 
 /// Which of the lines are compared: each takes a few seconds, and all of them are for `make test-long`.
-const EVERY: usize = if cfg!(feature = "long") { 1 } else { 6 };
+const EVERY: usize = if cfg!(feature = "long") { 1 } else { 8 };
 
 /// One VM for all of it: each start costs seconds.
 #[tokio::test(flavor = "multi_thread")]

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail, ensure};
-use dormouse_agent_proto::{EngineState, GuestEvent, ProcessFrame, RunProcess};
+use dormouse_agent_proto::{EngineState, GuestEvent, ProcessFrame, RunProcess, Target};
 use dormouse_api::{CreateSession, IdleTimeout, RunningContainers, SessionInfo};
 use dormouse_mux::{Agent, read_process_frame};
 use dormouse_vm::NetworkKind;
@@ -177,7 +177,7 @@ async fn an_engine_without_a_session_passes_most_of_them() -> Result<()> {
         let mut watch = machine.agent.watch().await?;
         while watch.next().await? != GuestEvent::Engine(EngineState::Ready) {}
         use_mirror(&machine.agent, &registry.mirror()).await?;
-        tokio::spawn(raw::serve(UnixListener::bind(&socket)?, machine.agent.clone()));
+        tokio::spawn(raw::serve(UnixListener::bind(&socket)?, machine.agent.clone(), Target::Engine));
         tokio::task::block_in_place(|| Tests::new(&socket, "raw")?.all())
     }
     .await;

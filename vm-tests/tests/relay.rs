@@ -4,7 +4,7 @@
 use std::future::Future;
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -24,9 +24,12 @@ const COPIES: usize = 5;
 /// Small requests each way.
 const PINGS: usize = 300;
 
-/// The relay's engine is the guest's, which is always up.
+/// Where zeros come from, in the guest.
+const ZEROS: &str = "127.0.0.1:5555";
+
+/// The relay's engine is what the guest has there, which is always up.
 #[derive(Debug, Clone)]
-struct Up(Agent);
+struct Up(Agent, Target);
 
 impl Engine for Up {
     type Lease = Self;
@@ -60,7 +63,7 @@ impl Lease for Up {
     type Stream = Stream;
 
     async fn dial(&self) -> io::Result<Stream> {
-        self.0.dial(Target::Engine).await.map_err(io::Error::other)
+        self.0.dial(self.1.clone()).await.map_err(io::Error::other)
     }
 
     fn ended(&self) -> impl Future<Output = String> + Send + 'static {
@@ -77,48 +80,80 @@ async fn the_relay_costs_little() -> Result<()> {
     let home = Home::new()?;
     let machine = home.boot(1).await?;
     let folder = tempfile::Builder::new().prefix("dorm").tempdir()?;
-    let (bare, relayed) = (folder.path().join("bare.sock"), folder.path().join("relayed.sock"));
     let measured = async {
         let mut watch = machine.agent.watch().await?;
         while watch.next().await? != GuestEvent::Engine(EngineState::Ready) {}
-        tokio::spawn(raw::serve(UnixListener::bind(&bare)?, machine.agent.clone()));
-        let (listener, engine) = (UnixListener::bind(&relayed)?, Up(machine.agent.clone()));
-        tokio::spawn(async move {
-            while let Ok((client, _)) = listener.accept().await {
-                tokio::spawn(dormouse_docker_proxy::serve(client, engine.clone()));
-            }
-        });
-        tokio::task::block_in_place(|| measure(&bare, &relayed))
+        let engine = ways(folder.path(), "engine", &machine.agent, &Target::Engine)?;
+        let zeros = ways(folder.path(), "zeros", &machine.agent, &Target::Tcp(ZEROS.into()))?;
+        tokio::task::block_in_place(|| {
+            measure_engine(&engine)?;
+            measure_zeros(&engine.bare, &zeros)
+        })
     }
     .await;
     machine.end().await?;
     measured
 }
 
-fn measure(bare: &Path, relayed: &Path) -> Result<()> {
+/// Sockets that lead to the same place.
+struct Ways {
+    bare: PathBuf,
+    relayed: PathBuf,
+}
+
+fn ways(folder: &Path, name: &str, agent: &Agent, target: &Target) -> Result<Ways> {
+    let ways =
+        Ways { bare: folder.join(format!("{name}.bare")), relayed: folder.join(format!("{name}.relayed")) };
+    tokio::spawn(raw::serve(UnixListener::bind(&ways.bare)?, agent.clone(), target.clone()));
+    let (listener, engine) = (UnixListener::bind(&ways.relayed)?, Up(agent.clone(), target.clone()));
+    tokio::spawn(async move {
+        while let Ok((client, _)) = listener.accept().await {
+            tokio::spawn(dormouse_docker_proxy::serve(client, engine.clone()));
+        }
+    });
+    Ok(ways)
+}
+
+/// A file of zeros that a program of a container sends from memory: nothing is slower than the channel and the relay.
+fn measure_zeros(engine: &Path, ways: &Ways) -> Result<()> {
+    let serve = format!("mkdir /www && truncate -s {MIB}M /www/zeros && exec httpd -f -p {ZEROS} -h /www");
+    docker(engine, &["run", "--detach", "--network", "host", "busybox", "sh", "-c", &serve])?;
+    let begun = Instant::now();
+    // The first read fills the guest's memory, and waits for the program.
+    while !read(&ways.bare, "/zeros").is_ok_and(|bytes| bytes >= MIB << 20) {
+        ensure!(begun.elapsed() < STATE_WITHIN, "nobody sends zeros");
+    }
+    in_turns("zeros", "/zeros", ways)
+}
+
+/// Reads the same both ways, in turns.
+fn in_turns(what: &str, target: &str, ways: &Ways) -> Result<()> {
+    let mut took = [Vec::new(), Vec::new()];
+    for _ in 0..COPIES {
+        for (socket, took) in [&ways.bare, &ways.relayed].into_iter().zip(&mut took) {
+            let begun = Instant::now();
+            let bytes = read(socket, target)?;
+            ensure!(bytes >= MIB << 20, "{what}: only {bytes} bytes came");
+            took.push(begun.elapsed());
+        }
+    }
+    let [bare, relayed] = took.map(median);
+    let ratio = 100.0 * bare.as_secs_f64() / relayed.as_secs_f64();
+    println!("figure: {what} of {MIB} MiB, bare = {} ms", bare.as_millis());
+    println!("figure: {what} of {MIB} MiB, relayed = {} ms", relayed.as_millis());
+    println!("figure: {what}, relayed against bare = {ratio:.1} %");
+    Ok(())
+}
+
+fn measure_engine(ways: &Ways) -> Result<()> {
+    let Ways { bare, relayed } = ways;
     let image = project().join("build/busybox.tar");
     docker(bare, &["load", "--quiet", "--input", &image.display().to_string()])?;
     let count = format!("count={MIB}");
     docker(bare, &["run", "--name", "big", "busybox", "dd", "if=/dev/urandom", "of=/big", "bs=1M", &count])?;
     docker(bare, &["commit", "big", "big"])?;
-    for (what, target) in
-        [("docker cp", "/containers/big/archive?path=/big"), ("docker save", "/images/big/get")]
-    {
-        let mut took = [Vec::new(), Vec::new()];
-        for _ in 0..COPIES {
-            for (socket, took) in [bare, relayed].into_iter().zip(&mut took) {
-                let begun = Instant::now();
-                let bytes = read(socket, target)?;
-                ensure!(bytes >= MIB << 20, "{what}: only {bytes} bytes came");
-                took.push(begun.elapsed());
-            }
-        }
-        let [bare, relayed] = took.map(median);
-        let ratio = 100.0 * bare.as_secs_f64() / relayed.as_secs_f64();
-        println!("figure: {what} of {MIB} MiB, bare = {} ms", bare.as_millis());
-        println!("figure: {what} of {MIB} MiB, relayed = {} ms", relayed.as_millis());
-        println!("figure: {what}, relayed against bare = {ratio:.1} %");
-    }
+    in_turns("docker cp", "/v1.45/containers/big/archive?path=/big", ways)?;
+    in_turns("docker save", "/v1.45/images/big/get", ways)?;
     let mut took = [Vec::new(), Vec::new()];
     for _ in 0..PINGS {
         for (socket, took) in [bare, relayed].into_iter().zip(&mut took) {
@@ -150,7 +185,7 @@ fn docker(socket: &Path, arguments: &[&str]) -> Result<()> {
 fn read(socket: &Path, target: &str) -> Result<u64> {
     let mut stream = UnixStream::connect(socket)?;
     stream.set_read_timeout(Some(STATE_WITHIN))?;
-    write!(stream, "GET /v1.45{target} HTTP/1.1\r\nHost: docker\r\nConnection: close\r\n\r\n")?;
+    write!(stream, "GET {target} HTTP/1.1\r\nHost: docker\r\nConnection: close\r\n\r\n")?;
     let (mut buffer, mut bytes) = (vec![0; 256 * 1024], 0);
     loop {
         match stream.read(&mut buffer).context("the answer broke off")? {

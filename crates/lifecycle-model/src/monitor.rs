@@ -2,9 +2,9 @@
 //! and what may be done then. Nothing here reads the core's phase to decide what is right; it is compared at the end.
 
 use dormouse_lifecycle::{
-    Action, Ask, Census, Config, Durable, EndReason, Event, Exit, Generation, Grace, HoldKind, LastVm,
-    Lifetime, Policy, Record, Refusal, RunningContainers, SleepHow, SleepOutcome, SnapshotFate, StartFrom,
-    State as ApiState, StopHow, Storage, Termination, Then,
+    Action, Ask, Census, Config, Durable, EndReason, Event, Exit, Generation, Grace, HoldKind, Incarnation,
+    LastVm, Lifetime, Policy, Record, Refusal, RunningContainers, SleepHow, SleepOutcome, SnapshotFate,
+    StartFrom, State as ApiState, StopHow, Storage, Termination, Then,
 };
 use dormouse_lifecycle::{AfterFailure, PhaseName};
 
@@ -211,22 +211,20 @@ impl State {
             (_, Event::SleepDone { ask }) if *ask == current => {
                 self.seen.snapshot |= matches!(self.order, Order::Sleep { how: SleepHow::Suspend, .. });
             }
-            (_, Event::StartFailed { generation: PRESENT, snapshot: SnapshotFate::Void, .. })
-                if matches!(self.seen.stage, Stage::Starting | Stage::Cancelling) =>
-            {
-                self.seen.snapshot = false;
+            (_, Event::StartFailed { generation: PRESENT, snapshot: SnapshotFate::Void, .. }) => {
+                self.seen.snapshot &= !self.is_coming();
             }
             (_, Event::VmExited { generation: PRESENT, .. }) => {
                 self.seen.exit_told = true;
-                if matches!(self.seen.stage, Stage::Starting | Stage::Cancelling) {
-                    self.seen.snapshot = false;
-                }
-                if before.vm == LastVm::Starting {
-                    self.seen.snapshot = false;
-                }
+                self.seen.snapshot &= !self.is_coming() && before.vm != LastVm::Starting;
             }
             _ => {}
         }
+    }
+
+    /// Whether a VM is being brought up, wanted or not.
+    fn is_coming(&self) -> bool {
+        matches!(self.seen.stage, Stage::Starting | Stage::Cancelling)
     }
 
     /// Whether anything holds against the sleep that comes by itself, or against the one that is asked for.
@@ -283,21 +281,7 @@ impl State {
                 Ok(())
             }
             Action::RunStoppingHooks { ask, how, .. } => self.see_stopping_hooks(glance, *ask, *how),
-            Action::RunSleepFailedHooks { .. } => {
-                let failed = self.seen.stage == Stage::Sleeping(SleepHow::Suspend)
-                    && matches!(glance.event, Event::SuspendFailed { vm: AfterFailure::RunsOn, .. });
-                ensure(failed, "rule 4: a sleep is called off that didn't fail in time")?;
-                ensure(
-                    matches!(self.seen.hooks, Hooks::Stopping | Hooks::Unsure),
-                    "rule 5: hooks learn of the failure of a sleep that they weren't told of",
-                )?;
-                ensure(!self.seen.terminating && !self.seen.leaving, "rule 9: a VM runs on that was to end")?;
-                self.seen.hooks = Hooks::Started;
-                self.seen.stage = Stage::Up;
-                self.order = Order::None;
-                self.doomed = false;
-                Ok(())
-            }
+            Action::RunSleepFailedHooks { .. } => self.see_failed_sleep(glance),
             Action::BeginSleep { how, .. } => self.see_sleep(glance, *how),
             Action::KillVm { .. } => self.see_kill(glance),
             Action::CountContainers { .. } => self.see_count(glance),
@@ -333,17 +317,35 @@ impl State {
                 ensure(!asleep || !self.alive, "somebody is told of a sleep while the VM is alive")
             }
             Action::Record(record) => self.see_record(glance, record),
-            Action::AnnounceTerminated { incarnation } => {
-                let written = glance.actions.iter().any(|action| {
-                    matches!(action, Action::Record(Record::Terminated { incarnation: ended, .. }) if ended == incarnation)
-                });
-                ensure(written, "rule 10: the end is announced before its reason can be read")?;
-                ensure(!self.seen.ended, "rule 10: the end is announced twice")?;
-                ensure(!self.seen.terminating || self.waiting() == 0, "rule 9: somebody waits past the end")?;
-                self.seen.ended = true;
-                Ok(())
-            }
+            Action::AnnounceTerminated { incarnation } => self.see_end(glance, *incarnation),
         }
+    }
+
+    fn see_failed_sleep(&mut self, glance: &Glance<'_>) -> Checked {
+        let failed = self.seen.stage == Stage::Sleeping(SleepHow::Suspend)
+            && matches!(glance.event, Event::SuspendFailed { vm: AfterFailure::RunsOn, .. });
+        ensure(failed, "rule 4: a sleep is called off that didn't fail in time")?;
+        ensure(
+            matches!(self.seen.hooks, Hooks::Stopping | Hooks::Unsure),
+            "rule 5: hooks learn of the failure of a sleep that they weren't told of",
+        )?;
+        ensure(!self.seen.terminating && !self.seen.leaving, "rule 9: a VM runs on that was to end")?;
+        self.seen.hooks = Hooks::Started;
+        self.seen.stage = Stage::Up;
+        self.order = Order::None;
+        self.doomed = false;
+        Ok(())
+    }
+
+    fn see_end(&mut self, glance: &Glance<'_>, incarnation: Incarnation) -> Checked {
+        let written = glance.actions.iter().any(|action| {
+            matches!(action, Action::Record(Record::Terminated { incarnation: ended, .. }) if *ended == incarnation)
+        });
+        ensure(written, "rule 10: the end is announced before its reason can be read")?;
+        ensure(!self.seen.ended, "rule 10: the end is announced twice")?;
+        ensure(!self.seen.terminating || self.waiting() == 0, "rule 9: somebody waits past the end")?;
+        self.seen.ended = true;
+        Ok(())
     }
 
     fn see_start(&mut self, before: &Durable, generation: Generation, from: StartFrom) -> Checked {

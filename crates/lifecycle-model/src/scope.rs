@@ -92,7 +92,6 @@ fn suspend_all() -> Config {
 
 /// The scopes in which every planted bug is caught; seconds in all.
 pub fn quick() -> Vec<Scope> {
-    let scope = |name, config, clients, claims, world| Scope { name, config, clients, claims, world };
     let w = World::default();
     vec![
         scope("quick: leases", stop(), 2, BOTH, World { weak: true, ..w }),
@@ -126,13 +125,23 @@ pub fn quick() -> Vec<Scope> {
 
 /// All scopes that `dormouse-lifecycle-model` exhausts.
 pub fn all() -> Vec<Scope> {
-    let scope = |name, config, clients, claims, world| Scope { name, config, clients, claims, world };
+    [quick(), of_use(), of_ends(), of_hosts(), of_lives()].concat()
+}
+
+const fn scope(
+    name: &'static str,
+    config: Config,
+    clients: usize,
+    claims: &'static [(HoldKind, Policy)],
+    world: World,
+) -> Scope {
+    Scope { name, config, clients, claims, world }
+}
+
+/// Who uses a VM, and how it falls asleep.
+fn of_use() -> Vec<Scope> {
     let w = World::default();
-    let temporary = Config { lifetime: Lifetime::Temporary, ..stop() };
-    let strict = Config { crash: CrashPolicy::Terminate, ..stop() };
-    let ephemeral = Config { storage: Storage::Ephemeral, ..stop() };
-    let mut scopes = quick();
-    scopes.extend([
+    vec![
         scope(
             "leases + sleep + hooks",
             stop(),
@@ -141,21 +150,6 @@ pub fn all() -> Vec<Scope> {
             World { weak: true, pins: true, sleep_requests: true, ..w },
         ),
         scope("kinds of leases", stop(), 5, KINDS, World { sleep_requests: true, containers: true, ..w }),
-        scope(
-            "exits + crash + terminate",
-            stop(),
-            5,
-            BOTH,
-            World {
-                deaths: true,
-                start_failures: true,
-                terminate: true,
-                engine_deaths: true,
-                sleep_requests: true,
-                io_errors: true,
-                ..w
-            },
-        ),
         scope(
             "containers + recount",
             stop(),
@@ -168,6 +162,35 @@ pub fn all() -> Vec<Scope> {
                 sleep_requests: true,
                 engine_deaths: true,
                 settings: true,
+                ..w
+            },
+        ),
+        scope(
+            "dozes: who comes and goes",
+            doze(),
+            2,
+            KINDS_AND_ACTIVITY,
+            World { containers: true, pins: true, weak: true, sleep_requests: true, settings: true, ..w },
+        ),
+    ]
+}
+
+/// How a VM, and a sleep, comes to its end.
+fn of_ends() -> Vec<Scope> {
+    let w = World::default();
+    vec![
+        scope(
+            "exits + crash + terminate",
+            stop(),
+            5,
+            BOTH,
+            World {
+                deaths: true,
+                start_failures: true,
+                terminate: true,
+                engine_deaths: true,
+                sleep_requests: true,
+                io_errors: true,
                 ..w
             },
         ),
@@ -199,6 +222,29 @@ pub fn all() -> Vec<Scope> {
                 ..w
             },
         ),
+        scope(
+            "dozes: how it ends",
+            doze(),
+            1,
+            BOTH,
+            World {
+                deaths: true,
+                terminate: true,
+                io_errors: true,
+                engine_deaths: true,
+                host_deaths: true,
+                leaving: true,
+                creator: true,
+                ..w
+            },
+        ),
+    ]
+}
+
+/// Hosts that die, and hosts that have to go.
+fn of_hosts() -> Vec<Scope> {
+    let w = World::default();
+    vec![
         scope(
             "adoption after a host's death, stop",
             stop(),
@@ -234,6 +280,16 @@ pub fn all() -> Vec<Scope> {
                 ..w
             },
         ),
+    ]
+}
+
+/// Sessions of another kind, and all of it together.
+fn of_lives() -> Vec<Scope> {
+    let w = World::default();
+    let temporary = Config { lifetime: Lifetime::Temporary, ..stop() };
+    let strict = Config { crash: CrashPolicy::Terminate, ..stop() };
+    let ephemeral = Config { storage: Storage::Ephemeral, ..stop() };
+    vec![
         scope(
             "after a crash by name only",
             strict,
@@ -272,29 +328,6 @@ pub fn all() -> Vec<Scope> {
             },
         ),
         scope(
-            "dozes: who comes and goes",
-            doze(),
-            2,
-            KINDS_AND_ACTIVITY,
-            World { containers: true, pins: true, weak: true, sleep_requests: true, settings: true, ..w },
-        ),
-        scope(
-            "dozes: how it ends",
-            doze(),
-            1,
-            BOTH,
-            World {
-                deaths: true,
-                terminate: true,
-                io_errors: true,
-                engine_deaths: true,
-                host_deaths: true,
-                leaving: true,
-                creator: true,
-                ..w
-            },
-        ),
-        scope(
             "everything but weak holds",
             suspend_all(),
             2,
@@ -315,6 +348,5 @@ pub fn all() -> Vec<Scope> {
                 creator: true,
             },
         ),
-    ]);
-    scopes
+    ]
 }

@@ -339,6 +339,12 @@ impl Options {
         }
         let (policy, retries) = self.restart.clone().unwrap_or_else(|| ("no".to_owned(), 0));
         host["RestartPolicy"] = json!({ "Name": policy, "MaximumRetryCount": retries });
+        self.limit(&mut host);
+        Ok(host)
+    }
+
+    /// Sets what the engine chooses where nothing is said.
+    fn limit(&self, host: &mut Value) {
         let mut set = |key: &str, value: Option<Value>| {
             if let Some(value) = value {
                 host[key] = value;
@@ -372,7 +378,6 @@ impl Options {
         ] {
             set(key, value.as_deref().map(Value::from));
         }
-        Ok(host)
     }
 
     /// The first network is the one that the container starts in.

@@ -296,26 +296,30 @@ impl<M: Machines> Task<M> {
                 self.tell(Fact::ContainerStarting { generation, container }, Reply::Verdict(reply));
                 None
             }
-            Message::Change(ChangeSettings { idle_timeout, doze_seconds, crash, asleep_answers }) => {
-                if let Some(timeout) = idle_timeout {
-                    self.config.grace = view::grace(timeout);
-                }
-                if let Some(seconds) = doze_seconds {
-                    self.config.doze = view::doze(seconds);
-                }
-                if let Some(policy) = crash {
-                    self.config.crash = view::crash(policy);
-                }
-                if let Some(may) = asleep_answers {
-                    self.facts.face.asleep.enable(may);
-                }
-                Some(Event::Configured(Box::new(self.config)))
-            }
+            Message::Change(change) => Some(self.change(change)),
             Message::Ask(question) => {
                 self.answer(question);
                 None
             }
         }
+    }
+
+    /// Takes what is to be another way from now on.
+    fn change(&mut self, change: ChangeSettings) -> Event {
+        let ChangeSettings { idle_timeout, doze_seconds, crash, asleep_answers } = change;
+        if let Some(timeout) = idle_timeout {
+            self.config.grace = view::grace(timeout);
+        }
+        if let Some(seconds) = doze_seconds {
+            self.config.doze = view::doze(seconds);
+        }
+        if let Some(policy) = crash {
+            self.config.crash = view::crash(policy);
+        }
+        if let Some(may) = asleep_answers {
+            self.facts.face.asleep.enable(may);
+        }
+        Event::Configured(Box::new(self.config))
     }
 
     /// Adds to an event what only the driver knows.

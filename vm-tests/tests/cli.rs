@@ -104,19 +104,18 @@ const SAME: &[&str] = &[
     "$X network create --subnet 10.99.0.0/24 nx | wc -c; $X network connect nx cc; $X inspect -f '{{range $k, $v := .NetworkSettings.Networks}}{{$k}} {{end}}' cc; $X network disconnect nx cc; $X network rm nx; $X network rm nx; echo $?",
     "$X nonsense; echo $?; $X container nonsense >/dev/null 2>&1; echo $?",
     // Options of a container, a network and the rest, by what the engine was told.
-    r#"$X create --name oo -h h --domainname d --expose 81-82/udp -P --label-file $T/labels --annotation a=b --dns-option ndots:3 --dns-search example --group-add 7 --userns host --uts host --ipc private --cgroupns private --runtime runc busybox true | wc -c; $X inspect -f '{{json .Config}}{{json .HostConfig}}' oo; $X rm oo"#,
+    r#"$X create --name oo -h h --domainname d --expose 81-82/udp -P --label-file $T/labels --annotation a=b --dns-option ndots:3 --dns-search example --group-add 7 --userns host --ipc private --cgroupns private --runtime runc busybox true | wc -c; $X inspect -f '{{json .Config}}{{json .HostConfig}}' oo; $X rm oo"#,
     r#"$X create --name oo -h h --memory 64m --memory-reservation 32m --shm-size 8m --cpuset-cpus 0 --oom-score-adj 100 --oom-kill-disable --cgroup-parent /p --log-driver json-file --log-opt max-size=1m --device /dev/null:/dev/x:r --gpus all busybox true | wc -c; $X inspect -f '{{json .Config}}{{json .HostConfig}}' oo; $X rm oo"#,
     r#"$X create --name oo -h h --health-cmd true --health-retries 2 --health-timeout 3s --health-start-period 4s --health-start-interval 5s --mac-address 02:42:ac:11:00:99 --link cc:alias --platform linux/amd64 busybox true | wc -c; $X inspect -f '{{json .Config}}{{json .HostConfig}}{{range .NetworkSettings.Networks}}{{.MacAddress}}{{end}}' oo; $X rm oo"#,
-    r#"$X create --name oo -h h --no-healthcheck --volumes-from cc --volume-driver local -v od:/d busybox true | wc -c; $X inspect -f '{{json .Config}}{{json .HostConfig}}' oo; $X rm oo; $X volume rm od; $X create --storage-opt size=1G busybox true; echo $?; $X create --platform linux/arm64 busybox true; echo $?"#,
-    r#"$X run --rm --ipc none --uts private --shm-size 8m --oom-score-adj 100 --group-add 7 --device /dev/null:/dev/x --dns-search example --dns-option ndots:3 --cpuset-cpus 0 --annotation a=b busybox sh -c 'cat /proc/self/oom_score_adj; id -G; ls /dev/x; grep -E "search|options" /etc/resolv.conf; grep Cpus_allowed_list /proc/self/status; ls /dev/shm 2>&1'"#,
+    r#"$X create --name oo -h h --no-healthcheck --volumes-from cc --volume-driver local -v od:/d busybox true | wc -c; $X inspect -f '{{json .Config}}{{json .HostConfig}}' oo; $X rm oo; $X volume rm od; $X create --name oo --uts host busybox true | wc -c; $X inspect -f '{{.HostConfig.UTSMode}}' oo; $X rm oo; $X create --storage-opt size=1G busybox true; echo $?; $X create --platform linux/arm64 busybox true; echo $?"#,
+    r#"$X run --rm --ipc none --oom-score-adj 100 --group-add 7 --device /dev/null:/dev/x --dns-search example --dns-option ndots:3 --cpuset-cpus 0 --annotation a=b busybox sh -c 'cat /proc/self/oom_score_adj; id -G; ls /dev/x; grep -E "search|options" /etc/resolv.conf; grep Cpus_allowed_list /proc/self/status; ls /dev/shm 2>&1'"#,
     r#"$X run --rm --log-driver none --volumes-from cc --add-host a:1.2.3.4 --link cc:alias --domainname d -h h busybox sh -c 'hostname -f; ls -d /v; grep -c alias /etc/hosts; grep 1.2.3.4 /etc/hosts'; $X run --name oo --log-driver none busybox echo unlogged; $X logs oo; echo $?; $X rm oo"#,
     r#"$X network create --subnet 10.98.0.0/16 --gateway 10.98.0.9 --ip-range 10.98.1.0/24 --aux-address one=10.98.0.3 --internal --attachable --ipam-driver default --ipam-opt a=b -o x=y --label k=v nn | wc -c; $X network inspect -f '{{json .IPAM}}{{.Internal}}{{.Attachable}}{{json .Options}}{{json .Labels}}' nn; $X create --name oo --network nn --ip 10.98.1.7 --network-alias al busybox true | wc -c; $X inspect -f '{{range .NetworkSettings.Networks}}{{json .IPAMConfig}}{{.Aliases}}{{end}}' oo; $X rm oo; $X network rm nn"#,
     r#"$X network create --ipv6 --subnet 10.97.0.0/16 --subnet fd00:97::/64 nn | wc -c; $X network inspect -f '{{.EnableIPv6}}' nn; $X create --name oo busybox sleep 1000 | wc -c; $X network connect --ip 10.97.0.7 --ip6 fd00:97::7 --alias al --link cc:other --link-local-ip 169.254.3.4 --driver-opt x=y nn oo; $X inspect -f '{{with .NetworkSettings.Networks.nn}}{{json .IPAMConfig}}{{.Aliases}}{{.Links}}{{json .DriverOpts}}{{end}}' oo; $X rm oo; $X network rm nn"#,
     r#"$X update --memory 128m --memory-reservation 32m --memory-swap -1 --cpuset-cpus 0 --cpu-shares 512 --restart no cc; $X inspect -f '{{.HostConfig.Memory}} {{.HostConfig.MemoryReservation}} {{.HostConfig.CpusetCpus}} {{.HostConfig.CPUShares}} {{json .HostConfig.RestartPolicy}}' cc"#,
-    r#"$X run -d --name oo --log-opt labels=k --label k=v busybox echo hello | wc -c; $X wait oo; $X logs --details oo; $X logs --details -t oo | cut -d ' ' -f 2-; $X rm oo; printf 'FROM busybox\nRUN echo x > /x\n' > $T/Dockerfile; $X build -q -t kept:1 $T | wc -c; $X rmi --no-prune kept:1 | wc -l"#,
+    r#"$X run -d --name oo --log-opt labels=k --label k=v busybox echo hello | wc -c; $X wait oo; $X logs --details oo; $X logs --details -t oo | cut -d ' ' -f 2-; $X rm oo; printf 'FROM busybox\nRUN echo x > /x\n' > $T/Dockerfile; DOCKER_BUILDKIT=1 $X build -q -t kept:1 $T | wc -c; $X rmi --no-prune kept:1 | wc -l"#,
     r#"tar -C $T -c f | $X import --platform linux/amd64 -m why -c 'CMD ["x"]' - imported:2 | cut -c 1-7; $X inspect -f '{{.Os}}/{{.Architecture}} {{.Comment}} {{.Config.Cmd}}' imported:2; $X rmi imported:2 | cut -c 1-8; tar -C $T -c f | $X import --platform bogus/x/y/z -; echo $?"#,
     r#"printf 'FROM busybox\nRUN uname -m > /m\n' > $T/Dockerfile; DOCKER_BUILDKIT=1 $X build -q --platform linux/amd64 --cache-from busybox -t built:2 $T | cut -c 1-7; $X inspect -f '{{.Architecture}}' built:2; $X rmi built:2 | cut -c 1-8"#,
-    r#"$X start --detach-keys BAD-KEYS cc; echo $?; $X exec --detach-keys BAD-KEYS cc true; echo $?; $X attach --detach-keys BAD-KEYS cc; echo $?"#,
     r#"$X run -d --name oo busybox sh -c 'trap "echo got; exit 3" TERM; while :; do echo up; sleep 0.1; done' | wc -c; mkfifo $T/said; $X attach --no-stdin oo > $T/said & p=$!; { read up; echo $up; kill -TERM $p; grep got; } < $T/said; wait $p; echo $?; rm $T/said; $X rm oo"#,
 ];
 
@@ -250,6 +249,13 @@ fn a_terminal_works_and_is_given_back(stage: &Stage) -> Result<()> {
     ensure!(output.stdout == b"running\n", "{output:?}");
 
     // Joined again, and ended there: the status is the container's.
+    let mut terminal = Terminal::spawn(dorm(stage, &["attach", "--detach-keys", "ctrl-x,x", "dd"]))?;
+    terminal.set_expect_timeout(Some(Duration::from_secs(120)));
+    terminal.send_line("echo with''in")?;
+    terminal.expect("within")?;
+    terminal.send("\x18x")?;
+    terminal.expect(expectrl::Eof)?;
+    ensure!(code(&mut terminal)? == 0, "detaching by other keys is no failure");
     let mut terminal = Terminal::spawn(dorm(stage, &["attach", "dd"]))?;
     terminal.set_expect_timeout(Some(Duration::from_secs(120)));
     terminal.send_line("echo $((20 + 3)); exit 6")?;

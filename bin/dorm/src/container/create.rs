@@ -98,11 +98,7 @@ impl Made {
             .maybe("platform", platform)
             .text();
         let answer = match operation.engine.post_json::<Answer>(&target, body.clone()).await {
-            Err(error)
-                if error.is_not_found()
-                    && self.pull == Pull::Missing
-                    && error.to_string().contains("No such image") =>
-            {
+            Err(error) if self.pull == Pull::Missing && lacks_image(&error) => {
                 if !self.quiet {
                     let name = crate::image::reference::tagged(self.image());
                     say(format_args!("Unable to find image '{name}' locally"));
@@ -111,7 +107,7 @@ impl Made {
                 operation.engine.post_json::<Answer>(&target, body).await?
             }
             answer => answer.map_err(|error| {
-                let missing = error.is_not_found() && error.to_string().contains("No such image");
+                let missing = lacks_image(&error);
                 let failure = Failure::from(error);
                 if missing {
                     failure.hint("`dorm images` lists what there is; `dorm pull` or `dorm load` gets more")
@@ -130,4 +126,11 @@ impl Made {
         }
         Ok(answer.id)
     }
+}
+
+/// Has the engine no image of this name, or none for the platform?
+fn lacks_image(error: &dormouse_client::EngineError) -> bool {
+    let said = error.to_string();
+    error.is_not_found()
+        && (said.contains("No such image") || said.contains("does not match the specified platform"))
 }

@@ -308,7 +308,7 @@ impl Options {
         tmpfs: Map<String, Value>,
     ) -> Result<Value, String> {
         let mut host = json!({
-            "Binds": binds,
+            "Binds": or_null(&binds),
             "Mounts": mounts,
             "Tmpfs": tmpfs,
             "PortBindings": bindings,
@@ -316,13 +316,13 @@ impl Options {
             "AutoRemove": self.rm,
             "Privileged": self.privileged,
             "ReadonlyRootfs": self.read_only,
-            "CapAdd": self.cap_add,
-            "CapDrop": self.cap_drop,
-            "SecurityOpt": self.security_opt,
-            "GroupAdd": self.group_add,
-            "VolumesFrom": self.volumes_from,
+            "CapAdd": or_null(&self.cap_add),
+            "CapDrop": or_null(&self.cap_drop),
+            "SecurityOpt": or_null(&self.security_opt),
+            "GroupAdd": or_null(&self.group_add),
+            "VolumesFrom": or_null(&self.volumes_from),
             "Links": self.link,
-            "ExtraHosts": self.add_host,
+            "ExtraHosts": or_null(&self.add_host),
             "Dns": self.dns,
             "DnsOptions": self.dns_option,
             "DnsSearch": self.dns_search,
@@ -330,6 +330,11 @@ impl Options {
             "StorageOpt": pairs(&self.storage_opt),
             "Annotations": pairs(&self.annotation),
             "Ulimits": self.ulimit,
+            "BlkioWeightDevice": [],
+            "BlkioDeviceReadBps": [],
+            "BlkioDeviceWriteBps": [],
+            "BlkioDeviceReadIOps": [],
+            "BlkioDeviceWriteIOps": [],
             "NetworkMode": self.network.first().map_or("default", String::as_str),
             "Devices": self.device.iter().map(|device| device_of(device)).collect::<Result<Vec<_>, _>>()?,
             "LogConfig": {"Type": self.log_driver.as_deref().unwrap_or_default(), "Config": pairs(&self.log_opt)},
@@ -352,7 +357,7 @@ impl Options {
         };
         set(
             "DeviceRequests",
-            self.gpus.as_ref().map(|_| json!([{ "Count": -1, "Capabilities": [["gpu"]] }])),
+            self.gpus.as_ref().map(|_| json!([{ "Count": -1, "Capabilities": [["gpu"]], "Options": {} }])),
         );
         set("Init", self.init.then(|| true.into()));
         set("OomKillDisable", self.oom_kill_disable.then(|| true.into()));
@@ -380,23 +385,30 @@ impl Options {
         }
     }
 
-    /// The first network is the one that the container starts in.
+    /// The first network is the one that the container starts in, and the one that these options are about.
     fn networks(&self) -> Value {
+        let mut first = Map::new();
+        if !self.network_alias.is_empty() {
+            first.insert("Aliases".to_owned(), json!(self.network_alias));
+        }
+        if !self.link.is_empty() {
+            first.insert("Links".to_owned(), json!(self.link));
+        }
+        if self.ip.is_some() || self.ip6.is_some() {
+            let addresses = json!({ "IPv4Address": self.ip, "IPv6Address": self.ip6 });
+            first.insert("IPAMConfig".to_owned(), addresses);
+        }
+        if let Some(address) = &self.mac_address {
+            first.insert("MacAddress".to_owned(), address.as_str().into());
+        }
         let mut endpoints = Map::new();
-        for (index, network) in self.network.iter().enumerate() {
-            let mut endpoint = json!({});
-            if index == 0 {
-                if !self.network_alias.is_empty() {
-                    endpoint["Aliases"] = json!(self.network_alias);
-                }
-                if self.ip.is_some() || self.ip6.is_some() {
-                    endpoint["IPAMConfig"] = json!({ "IPv4Address": self.ip, "IPv6Address": self.ip6 });
-                }
-                if let Some(address) = &self.mac_address {
-                    endpoint["MacAddress"] = address.as_str().into();
-                }
+        match self.network.split_first() {
+            None if first.is_empty() => {}
+            None => drop(endpoints.insert("default".to_owned(), first.into())),
+            Some((name, others)) => {
+                endpoints.insert(name.clone(), first.into());
+                endpoints.extend(others.iter().map(|name| (name.clone(), json!({}))));
             }
-            endpoints.insert(network.clone(), endpoint);
         }
         json!({ "EndpointsConfig": endpoints })
     }
@@ -419,6 +431,11 @@ impl Options {
         set("Retries", self.health_retries.map(Value::from));
         if health.is_empty() { None } else { Some(Value::Object(health)) }
     }
+}
+
+/// What docker's client sends for an empty list of these: `inspect` shows the one and the other as they came.
+fn or_null(list: &[String]) -> Value {
+    if list.is_empty() { Value::Null } else { json!(list) }
 }
 
 /// `/dev/a[:/dev/b[:rwm]]`.

@@ -67,6 +67,7 @@ async fn a_guest_serves_its_engine_runs_processes_survives_an_engine_death_and_p
         let listed = ask_engine(&machine.agent, "/containers/json?all=1").await?;
         anyhow::ensure!(listed.ends_with("[]\n"), "{listed}");
 
+        only_iptables_lies_at_fixed_addresses(&machine.agent).await?;
         processes(&machine.agent).await?;
         missing_things_are_named(&machine.agent).await?;
         the_clock_is_the_hosts(&machine.agent).await?;
@@ -108,6 +109,34 @@ async fn a_larger_disk_is_used_whole_and_a_guest_without_a_host_ends_itself(home
     let lives_on = || format!("a guest without a host lives on:\n{}", console.last_lines(60).join("\n"));
     let exit = gone.with_context(lives_on)??;
     assert_eq!(exit.cause, ExitCause::GuestShutdown, "{}", exit.details);
+    Ok(())
+}
+
+/// And only where the CPU is emulated.
+async fn only_iptables_lies_at_fixed_addresses(agent: &Agent) -> Result<()> {
+    let (cpu, _) = run(agent, sh("cat /proc/cpuinfo"), b"").await?;
+    let (environment, _) =
+        run(agent, sh("tr '\\0' '\\n' < /proc/$(cat /run/docker.pid)/environ"), b"").await?;
+    let is_found_first = environment.lines().any(|line| line.starts_with("PATH=/run/dormouse/fixed:"));
+    anyhow::ensure!(is_found_first == cpu.contains("QEMU TCG CPU"), "{environment}");
+    let random =
+        "cd /proc; cat $(cat /run/docker.pid)/personality self/personality sys/kernel/randomize_va_space";
+    let random = run(agent, sh(random), b"").await?;
+    anyhow::ensure!(random == ("00000000\n00000000\n2\n".to_owned(), 0), "{random:?}");
+    if is_found_first {
+        for program in ["iptables", "ip6tables"] {
+            let (version, status) =
+                run(agent, sh(&format!("/run/dormouse/fixed/{program} --version")), b"").await?;
+            anyhow::ensure!(status == 0 && version.starts_with(&format!("{program} v")), "{version}");
+        }
+        let (rules, status) = run(
+            agent,
+            sh("/run/dormouse/fixed/iptables -S DOCKER-USER; /run/dormouse/fixed/iptables -S NO"),
+            b"",
+        )
+        .await?;
+        anyhow::ensure!(rules.contains("-A DOCKER-USER -j RETURN") && status == 1, "{rules} {status}");
+    }
     Ok(())
 }
 

@@ -6,12 +6,12 @@ mod modules;
 mod root;
 
 use std::collections::BTreeMap;
+use std::env;
 use std::fs::{self, File, Permissions};
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::{env, iter};
 
 use anyhow::{Context, Result, bail};
 use dormouse_guest_image::{ImageStore, MANIFEST_FORMAT, Manifest, hash_file};
@@ -137,7 +137,8 @@ fn build_dorm_init() -> Result<PathBuf> {
     Ok(target.join(TARGET).join("guest/dorm-init"))
 }
 
-/// Flags for a static program that doesn't tell where it was built.
+/// Flags for a static program that doesn't tell where it was built, and that lies at fixed addresses, so that QEMU needs
+/// not translate it anew each time it is run by the name of another (`bin/dorm-init/src/fixed.rs`).
 fn rustc_flags() -> Result<String> {
     let home = || Some(PathBuf::from(env::var_os("HOME")?).join(".cargo"));
     let cargo_home = env::var_os("CARGO_HOME").map(PathBuf::from).or_else(home);
@@ -146,7 +147,8 @@ fn rustc_flags() -> Result<String> {
     let remaps = places
         .into_iter()
         .filter_map(|(from, to)| Some(format!("--remap-path-prefix={}={to}", from?.to_str()?)));
-    let flags: Vec<_> = iter::once("-Ctarget-feature=+crt-static".to_owned()).chain(remaps).collect();
+    let flags = ["-Ctarget-feature=+crt-static", "-Crelocation-model=static"].map(str::to_owned);
+    let flags: Vec<_> = flags.into_iter().chain(remaps).collect();
     Ok(flags.join("\x1f"))
 }
 

@@ -24,8 +24,8 @@ use tokio::process::{Child, Command};
 use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::console;
 use crate::steps::Steps;
+use crate::{console, fixed};
 
 /// The engine's API socket.
 pub(crate) const SOCKET: &str = "/run/docker.sock";
@@ -110,7 +110,7 @@ async fn live(state: &watch::Sender<EngineState>, steps: Option<&Steps>) -> Resu
         &format!("--address={CONTAINERD_SOCKET}"),
         "--log-level=warn",
     ]))?;
-    let mut dockerd = Program::start(Command::new("dockerd").args([
+    let mut dockerd = Program::start(Command::new("dockerd").env("PATH", fixed::path()?).args([
         &format!("--host=unix://{SOCKET}"),
         "--data-root=/var/lib/docker",
         "--exec-root=/run/docker",

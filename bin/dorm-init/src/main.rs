@@ -10,7 +10,8 @@
 //! So that reaping every orphan of the guest can't take a child's status from who waits for it, and so that whatever
 //! happens to the second process, the disk is synced and the power goes off in order.
 //!
-//! A third, `dorm-init tell-changes`, is run by the host while folders are shared.
+//! A third, `dorm-init tell-changes`, is run by the host while folders are shared. By the name of one of a few other
+//! programs it becomes that one (`fixed`).
 //!
 //! Parameters of the kernel's command line:
 //!
@@ -29,6 +30,7 @@ mod console;
 mod datagrams;
 mod disk;
 mod engine;
+mod fixed;
 mod freeze;
 mod identity;
 mod mounts;
@@ -45,6 +47,10 @@ mod tell;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    let started_as = std::env::args_os().next().unwrap_or_default();
+    if let Some(program) = fixed::meant(&started_as) {
+        return told(fixed::become_program(program));
+    }
     let served = match std::env::args().nth(1).as_deref() {
         Some("serve") => serve::run(),
         Some("tell-changes") => return told(tell::run()),
@@ -63,7 +69,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// What goes wrong is the host's to know, who runs this.
+/// What goes wrong is to be known by who runs this.
 fn told(outcome: anyhow::Result<()>) -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -16,7 +16,8 @@ pub(crate) const fn cpu_model(acceleration: &Acceleration) -> &'static str {
         Acceleration::Kvm => "host",
         // Without `cmpxchg16b`, by which a kernel takes memory from its free lists: a guest died right after one with flags that
         // were another register's value, as QEMU 7.2 emulated it. Where a CPU lacks it, kernels do without.
-        Acceleration::Emulation { .. } => "max,cx16=off",
+        // Without `erms` either, which tells that copying byte by byte is fast: emulated, it is eight times as much work.
+        Acceleration::Emulation { .. } => "max,cx16=off,erms=off",
     }
 }
 
@@ -29,9 +30,10 @@ pub(super) fn add(arguments: &mut Arguments, config: &VmConfig, qemu: &Qemu) {
     arguments.option("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny");
     let accelerator = match qemu.acceleration {
         Acceleration::Kvm => "kvm",
-        // The default cache of translated code is 1 GiB for each VM.
-        Acceleration::Emulation { .. } if qemu.runs_cpus_in_parallel() => "tcg,thread=multi,tb-size=64",
-        Acceleration::Emulation { .. } => "tcg,thread=single,tb-size=64",
+        // How much translated code is kept, in MiB: a full cache is thrown away whole. A boot translates 200; only what is used
+        // takes memory, and the default would be 1 GiB for each VM. See docs/design/003-boot.md.
+        Acceleration::Emulation { .. } if qemu.runs_cpus_in_parallel() => "tcg,thread=multi,tb-size=128",
+        Acceleration::Emulation { .. } => "tcg,thread=single,tb-size=128",
     };
     arguments.option("-accel", accelerator);
     arguments.option("-cpu", cpu_model(&qemu.acceleration));

@@ -13,6 +13,9 @@ use crate::shell::run;
 /// What the engine tells of its system.
 const OS_RELEASE: &str = "NAME=\"Dormouse guest\"\nPRETTY_NAME=\"Dormouse guest (Debian 13)\"\nID=dormouse\nID_LIKE=debian\nVERSION_ID=13\n";
 
+/// What a module can do without. Its signature lies behind all sections, and is never copied.
+const STRIP: [&str; 3] = ["strip", "--strip-debug", "--remove-section=.BTF"];
+
 /// Unpacks the packages into `tree` and makes a root file system of them. The kernel goes beside it, into `boot`.
 pub(super) fn arrange(archive: &Path, tree: &Path) -> Result<()> {
     let boot = tree.with_file_name("boot");
@@ -47,10 +50,11 @@ pub(super) fn arrange(archive: &Path, tree: &Path) -> Result<()> {
     unpack_modules(tree)
 }
 
-/// Packs the tree. Compressed with lz4, which a guest under emulation unpacks fastest.
+/// Packs the tree. Compressed with lz4, which a guest under emulation unpacks fastest; in clusters of 16 KiB, because whoever
+/// reads a page keeps its whole cluster: with 64 KiB a guest that has booted has touched 35 MB more, and the image is smaller by 6.
 pub(super) fn pack(tree: &Path, image: &Path) -> Result<()> {
     run(Command::new("mkfs.erofs")
-        .args(["--quiet", "-zlz4hc,9", "-C65536", "--all-root", "-x-1"])
+        .args(["--quiet", "-zlz4hc,12", "-C16384", "--all-root", "-x-1"])
         .arg(format!("-T{EPOCH_SECONDS}"))
         .arg("-U00000000-0000-4000-8000-000000000001")
         .arg(image)
@@ -143,6 +147,8 @@ fn write_certificates(tree: &Path) -> Result<()> {
 }
 
 /// Unpacks the modules, since unpacking them at each boot takes longer than reading more, and lists what loads at boot.
+/// They are stripped of what the kernel would check and index as it loads them: their signatures, since the host has verified
+/// the image that they are a part of, and their types for debuggers.
 fn unpack_modules(tree: &Path) -> Result<()> {
     let release = modules::release(tree)?;
     let folder = tree.join("usr/lib/modules").join(&release);
@@ -150,6 +156,7 @@ fn unpack_modules(tree: &Path) -> Result<()> {
         drop_path(&folder.join("kernel"), path)?;
     }
     run(Command::new("find").arg(&folder).args(["-name", "*.ko.xz", "-exec", "xz", "-d", "-q", "{}", "+"]))?;
+    run(Command::new("find").arg(&folder).args(["-name", "*.ko", "-exec"]).args(STRIP).args(["{}", "+"]))?;
     run(Command::new("depmod").arg("-b").arg(tree.join("usr")).arg(&release))?;
     modules::load_order(tree, &release, lines(MODULES_ENGINE)).context("the engine needs all its modules")?;
     let order = modules::load_order(tree, &release, lines(MODULES_BOOT))?;

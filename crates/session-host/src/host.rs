@@ -29,12 +29,11 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
 use crate::docker::{Face, SessionEngine};
 use crate::hooks::Runner;
 use crate::link::{Link, Listeners, Order};
-use crate::machine::{Machines, Qemus, REPORT_WITHIN, Traits};
+use crate::machine::{Machines, Qemus, REPORT_WITHIN, Sums, Traits};
 use crate::owner::{Facts, Owner, Started};
 use crate::ports::Ports;
 use crate::state::StateError;
@@ -153,7 +152,7 @@ pub async fn serve(start: Start) -> Result<(), HostError> {
     };
     let (console_sender, console) = watch::channel(None);
     let factory = link.clone();
-    let sums = TaskTracker::new();
+    let sums = Sums::default();
     let summing = sums.clone();
     let traits = Traits {
         runtime_dir,
@@ -351,7 +350,7 @@ struct Host {
     /// The owner's task.
     task: JoinHandle<()>,
     /// Checksums being made.
-    sums: TaskTracker,
+    sums: Sums,
     linger: Duration,
 }
 
@@ -467,8 +466,7 @@ impl Host {
         if timeout(SHUTDOWN_WITHIN, asleep).await.is_err() {
             tracing::warn!("the VM could not be put to sleep in time");
         }
-        self.sums.close();
-        if timeout(SUMMED_WITHIN, self.sums.wait()).await.is_err() {
+        if !self.sums.finish(SUMMED_WITHIN).await {
             tracing::warn!("the checksum of the snapshot was not made in time");
         }
         if timeout(HOOKS_WITHIN, self.served.owner.hooks_done()).await.is_err() {

@@ -23,6 +23,7 @@ mod quiet;
 mod registries;
 mod script;
 mod sleep;
+mod sums;
 
 use std::future::Future;
 use std::path::PathBuf;
@@ -35,7 +36,6 @@ use dormouse_vm::{Console, Vm};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
 use self::bring_up::{BringUp, Order};
 use self::census::census;
@@ -45,6 +45,7 @@ use self::guest::Ears;
 pub(crate) use self::guest::Guest;
 use self::sleep::Sleep;
 pub(crate) use self::sleep::save;
+pub(crate) use self::sums::Sums;
 use crate::docker::Face;
 use crate::owner::{Inbox, Message};
 
@@ -115,7 +116,7 @@ struct Shared<F> {
     face: Face,
     console: watch::Sender<Option<Arc<Console>>>,
     /// Checksums being made.
-    sums: TaskTracker,
+    sums: Sums,
 }
 
 impl<F> Shared<F> {
@@ -180,7 +181,7 @@ pub(crate) struct Traits {
 
 impl<F: Factory> Qemus<F> {
     /// VMs of this session. `sums` are the checksums of snapshots that are being made.
-    pub(crate) fn new(factory: F, traits: Traits, inbox: Inbox, face: Face, sums: TaskTracker) -> Self {
+    pub(crate) fn new(factory: F, traits: Traits, inbox: Inbox, face: Face, sums: Sums) -> Self {
         let Traits { runtime_dir, store, disk_bytes, hostname, registries } = traits;
         let console = watch::channel(None).0;
         let shared = Shared {

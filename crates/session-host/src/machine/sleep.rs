@@ -31,9 +31,6 @@ const HANG_UP_WITHIN: Duration = Duration::from_secs(2);
 /// How long QEMU may take to go after it was told to.
 const QUIT_WITHIN: Duration = Duration::from_secs(10);
 
-/// How much the making of a checksum yields to others, see nice(2).
-const NICENESS: i32 = 19;
-
 /// A sleep under way.
 pub(super) struct Sleep<F> {
     pub(super) shared: Arc<Shared<F>>,
@@ -85,18 +82,12 @@ impl<F: Factory> Sleep<F> {
                 point(&self.shared.runtime_dir, "suspend.sealed").await;
                 // Nobody waits for it but a host that has to go: without it the snapshot holds as long as the machine isn't
                 // started again.
-                let token = self.shared.sums.token();
                 let store = self.shared.store.clone();
-                let sum = std::thread::Builder::new().name("checksum".to_owned()).spawn(move || {
-                    let _token = token;
-                    yield_to_others();
+                self.shared.sums.begin(move || {
                     if let Err(error) = seal.make_sum(&store) {
                         tracing::warn!(%error, "no checksum of the memory");
                     }
                 });
-                if let Err(error) = sum {
-                    tracing::warn!(%error, "no checksum of the memory");
-                }
                 self.shared.tell(Event::SleepDone { ask });
             }
             Err(SaveError::Early(reason)) => self.run_on(reason).await,
@@ -145,14 +136,6 @@ impl<F: Factory> Sleep<F> {
         }
         let vm = AfterFailure::Lost;
         self.shared.tell(Event::SuspendFailed { ask: self.ask, vm, reason: reason.into() });
-    }
-}
-
-/// From now on whatever else runs comes before this thread, for the processors and for the disk.
-fn yield_to_others() {
-    // On Linux the calling thread's alone, see setpriority(2); the disk follows, see ioprio_set(2).
-    if let Err(error) = rustix::process::setpriority_process(None, NICENESS) {
-        tracing::debug!(%error, "can't be nice");
     }
 }
 

@@ -12,7 +12,7 @@
 //! Every step runs in a task of its own and ends in a message to the owner. A start that is cancelled, or whose VM
 //! ends, is over at once, wherever it is.
 
-mod authorities;
+pub(crate) mod authorities;
 mod bring_up;
 mod census;
 mod doze;

@@ -11,7 +11,7 @@ use dormouse_vm::{RecordError, Vm, VmRecord};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::machine::{Guest, Purpose, Up, engine_answer, save};
+use crate::machine::{Guest, Purpose, Up, authorities, engine_answer, save};
 
 /// Longest boot of a template's VM. Nobody waits for it.
 const BOOT_WITHIN: Duration = Duration::from_secs(300);
@@ -82,15 +82,17 @@ pub async fn make_template(store: &Path, runtime_dir: &Path) -> Result<(), Templ
         for path in WARM {
             engine_answer(&guest.agent, path).await?;
         }
+        let introduced = authorities::introduce(&guest.agent, &[], None).await?;
         give_up(&guest, &store.join(MEMORY)).await?;
-        Ok(guest)
+        Ok((guest, introduced.told))
     };
-    let guest = come_up.await.map_err(|reason: String| {
+    let (guest, told) = come_up.await.map_err(|reason: String| {
         TemplateError::Guest(format!("{reason}\n{}", console.last_lines(20).join("\n")))
     })?;
     let up = Up { vm, guest, purpose: watch::channel(Purpose::Suspend).0 };
-    let seal =
-        save(&up, store, Origin::Template).await.map_err(|error| TemplateError::Save(error.to_string()))?;
+    let seal = save(&up, store, Origin::Template, told)
+        .await
+        .map_err(|error| TemplateError::Save(error.to_string()))?;
     up.vm.discard().await;
     // So that it outlives a restart of the host.
     let store = store.to_owned();

@@ -118,7 +118,7 @@ mod tests {
     fn a_copy_of_a_template_is_no_snapshot_of_the_sessions() {
         let folder = tempfile::tempdir().unwrap();
         let store = store(folder.path());
-        Seal::make(&store, Origin::Template, key(), "boot".into()).unwrap();
+        Seal::make(&store, Origin::Template, key(), "boot".into(), None).unwrap();
         assert_eq!(info(&store, None), None);
     }
 }

@@ -35,5 +35,5 @@ pub use compressed::{Beside, tidy};
 pub use giving_up::{FREE_BYTES_MIN, give_up, given_up};
 pub use info::{info, verify};
 pub use progress::Progress;
-pub use seal::{DISK, MEMORY, Origin, STATE, Seal, SealError, Unfit, clear, discard};
+pub use seal::{DISK, MEMORY, Origin, STATE, Seal, SealError, Unfit, checksum, clear, discard};
 pub use template::{Template, TemplateError, TemplateStore};

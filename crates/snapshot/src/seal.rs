@@ -43,6 +43,9 @@ pub struct Seal {
     pub key: SnapshotKey,
     /// The guest's boot id. Whoever wakes it has to hear it from the guest.
     pub boot: String,
+    /// The checksum of what the guest was told of whom its host trusts: a copy needs to be told only if that has changed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub told: Option<String>,
     /// When it was put to sleep.
     pub sealed_at: jiff::Timestamp,
     memory: MemoryFile,
@@ -136,7 +139,13 @@ impl Seal {
     ///
     /// # Errors
     /// See [`SealError`]; the store is unsealed then.
-    pub fn make(store: &Path, origin: Origin, key: SnapshotKey, boot: String) -> Result<Self, SealError> {
+    pub fn make(
+        store: &Path,
+        origin: Origin,
+        key: SnapshotKey,
+        boot: String,
+        told: Option<String>,
+    ) -> Result<Self, SealError> {
         let mut id = [0; 16];
         rustix::rand::getrandom(&mut id, rustix::rand::GetRandomFlags::empty())
             .map_err(|error| cannot("draw a random number")(error.into()))?;
@@ -146,6 +155,7 @@ impl Seal {
             origin,
             key,
             boot,
+            told,
             sealed_at: jiff::Timestamp::now(),
             memory: MemoryFile::in_store(store).map_err(cannot("look at the memory file"))?,
             state_sha256: state_digest(store).map_err(cannot("read the device state"))?,
@@ -275,8 +285,7 @@ impl Seal {
     }
 
     fn digest(&self) -> String {
-        let text = serde_json::to_vec(self).expect("strings and numbers always serialise");
-        hex(&Sha256::digest(text))
+        checksum(&serde_json::to_vec(self).expect("strings and numbers always serialise"))
     }
 }
 
@@ -334,6 +343,12 @@ fn state_digest(store: &Path) -> io::Result<String> {
     Ok(hex(&Sha256::digest(read_whole(&store.join(STATE))?)))
 }
 
+/// SHA-256, in hexadecimal digits.
+#[must_use]
+pub fn checksum(bytes: &[u8]) -> String {
+    hex(&Sha256::digest(bytes))
+}
+
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
@@ -387,7 +402,7 @@ pub(crate) mod tests {
     pub(crate) fn sealed_with(folder: &Path, change: impl FnOnce(&Path)) -> (PathBuf, Seal) {
         let store = store(folder);
         change(&store.join(MEMORY));
-        let seal = Seal::make(&store, Origin::Session { generation: 3 }, key(), "boot".into()).unwrap();
+        let seal = Seal::make(&store, Origin::Session { generation: 3 }, key(), "boot".into(), None).unwrap();
         (store, seal)
     }
 
@@ -403,6 +418,16 @@ pub(crate) mod tests {
         assert!(seal.break_it(&store).is_err());
         discard(&store).unwrap();
         assert_eq!(fs::read_dir(&store).unwrap().count(), 1, "only the disk stays");
+    }
+
+    #[test]
+    fn a_seal_of_a_guest_that_was_told_nothing_is_what_it_was_before_guests_were_told() {
+        let folder = tempfile::tempdir().unwrap();
+        let (store, seal) = sealed(folder.path());
+        assert!(!fs::read_to_string(store.join(SEAL)).unwrap().contains("told"));
+        Seal { told: Some(checksum(b"authorities")), ..seal }.write(&store).unwrap();
+        let told = Seal::read(&store).unwrap().unwrap().told.unwrap();
+        assert_eq!((told.len(), &told[..8]), (64, &checksum(b"authorities")[..8]));
     }
 
     #[test]

@@ -265,7 +265,7 @@ mod tests {
     fn made(templates: &TemplateStore) -> Template {
         let made = templates.begin().unwrap();
         store(made.path());
-        Seal::make(made.path(), Origin::Template, key(), "boot".into()).unwrap();
+        Seal::make(made.path(), Origin::Template, key(), "boot".into(), None).unwrap();
         templates.publish(made).unwrap()
     }
 
@@ -311,7 +311,7 @@ mod tests {
         let templates = TemplateStore::new(folder.path().to_owned());
         let made = templates.begin().unwrap();
         store(made.path());
-        let seal = Seal::make(made.path(), Origin::Template, key(), "boot".into()).unwrap();
+        let seal = Seal::make(made.path(), Origin::Template, key(), "boot".into(), None).unwrap();
         seal.make_sum(made.path()).unwrap();
         seal.of_an_earlier_host().written(made.path());
         drop(templates.publish(made).unwrap());

@@ -67,7 +67,7 @@ impl Session {
         fs::write(store.join(MEMORY), "what was in memory").unwrap();
         fs::write(store.join(STATE), "of the devices").unwrap();
         let config = self.plan().config(&self.images().newest().unwrap());
-        Seal::make(store, origin, SnapshotKey::of(&config, &self.qemu), "boot".into()).unwrap();
+        Seal::make(store, origin, SnapshotKey::of(&config, &self.qemu), "boot".into(), None).unwrap();
     }
 
     fn store(&self) -> &Path {

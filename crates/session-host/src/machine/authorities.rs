@@ -3,7 +3,8 @@
 //!
 //! They are a file in the guest's memory, in a folder that the engine looks through when it first has to trust somebody, and
 //! only then. So they are told to each VM that is booted or copied, before anybody reaches its engine, and an engine that was
-//! suspended knows those that there were at its boot.
+//! suspended knows those that there were at its boot. A template is told of the host's, so that its copies need be told only
+//! if there are others by then, or a session's own: under emulation that takes a quarter of a copy's start.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -46,20 +47,35 @@ const TELL: &str = "cat > /etc/ssl/certs/dormouse-host.pem";
 /// How long that may take.
 const TOLD_WITHIN: Duration = Duration::from_secs(30);
 
-/// Tells a guest of the host's authorities and of those in the session's own files and folders. Answered with what is wrong
-/// with those, in words.
+/// What came of telling a guest.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Introduced {
+    /// What is wrong with the session's own, in words.
+    pub(crate) complaints: Vec<String>,
+    /// The checksum of what the guest knows now, if it knows any.
+    pub(crate) told: Option<String>,
+}
+
+/// Tells a guest of the host's authorities and of those in the session's own files and folders, unless it knows just these:
+/// `told` is the checksum of those that it was told of before.
 ///
 /// # Errors
 /// In words, when the guest can't be told.
-pub(super) async fn introduce(agent: &Agent, own: &[PathBuf]) -> Result<Vec<String>, String> {
+pub(crate) async fn introduce(
+    agent: &Agent,
+    own: &[PathBuf],
+    told: Option<&str>,
+) -> Result<Introduced, String> {
     let own = own.to_vec();
     let Found { certificates, complaints } =
         blocking(move || Ok::<_, io::Error>(Found::of(&HOST_FOLDERS.map(PathBuf::from), &own))).await?;
-    if !certificates.is_empty() {
-        let told = timeout(TOLD_WITHIN, script::run(agent, TELL, in_one(&certificates).as_bytes())).await;
-        told.map_err(|_| "the guest doesn't take them over".to_owned())??;
+    let text = in_one(&certificates);
+    let wanted = (!certificates.is_empty()).then(|| dormouse_snapshot::checksum(text.as_bytes()));
+    if wanted.as_deref() != told {
+        let telling = timeout(TOLD_WITHIN, script::run(agent, TELL, text.as_bytes())).await;
+        telling.map_err(|_| "the guest doesn't take them over".to_owned())??;
     }
-    Ok(complaints)
+    Ok(Introduced { complaints, told: wanted })
 }
 
 /// Certificates that were found, and what was wrong elsewhere. Whatever else is in a file, a private key say, stays here.
@@ -303,15 +319,48 @@ mod tests {
             stream.flush().await.unwrap();
             (read, stream)
         };
-        let (told, (read, _stream)) = tokio::join!(introduce(&agent, &own), reading);
-        assert_eq!(told, Ok(Vec::new()));
+        let (told, (read, _stream)) = tokio::join!(introduce(&agent, &own, None), reading);
+        let told = told.unwrap();
+        assert_eq!(told.complaints, Vec::<String>::new());
         // The host that this runs on may have added some of its own.
         for block in text.split_inclusive("-----END CERTIFICATE-----\n") {
             assert!(String::from_utf8_lossy(&read).contains(block));
         }
 
         let (agent, mux) = guest().await;
-        let (told, _stream) = tokio::join!(introduce(&agent, &own), run(&mux));
+        let (told, _stream) = tokio::join!(introduce(&agent, &own, None), run(&mux));
         assert_eq!(told, Err("the guest doesn't take them over".to_owned()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_copy_is_told_only_if_its_template_was_told_of_others() {
+        let folder = tempfile::tempdir().unwrap();
+        let own = [folder.path().join("own.pem")];
+        fs::write(&own[0], pem(certificate(1, 100))).unwrap();
+        let taken_over = |told: Option<String>| {
+            let own = own.clone();
+            async move {
+                let (agent, mux) = guest().await;
+                let guest = async {
+                    let mut stream = run(&mux).await;
+                    stream.write_all(&ProcessFrame::Exit(0).encode()).await.unwrap();
+                    stream.flush().await.unwrap();
+                    std::future::pending::<()>().await;
+                };
+                tokio::select! {
+                    introduced = introduce(&agent, &own, told.as_deref()) => introduced.unwrap().told,
+                    () = guest => None,
+                }
+            }
+        };
+        let told = taken_over(None).await;
+        assert!(told.is_some());
+        // This one runs nothing, and so would never answer.
+        let (agent, _mux) = guest().await;
+        assert_eq!(introduce(&agent, &own, told.as_deref()).await.unwrap().told, told);
+        // Others are told to a copy of a template that knew those.
+        fs::write(&own[0], pem(certificate(2, 100))).unwrap();
+        let other = taken_over(told.clone()).await;
+        assert!(other.is_some() && other != told);
     }
 }

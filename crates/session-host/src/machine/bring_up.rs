@@ -21,6 +21,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::authorities::Introduced;
 use super::guest::{Guest, Tidings, random};
 use super::pump::{Pump, discard_memory, last_words};
 use super::sleep::Sleep;
@@ -200,7 +201,7 @@ impl<F: Factory> BringUp<F> {
             run(&found.vm).await?;
             self.step("kernel");
             let guest = Guest::greet(&found.vm, deadline, None).await?;
-            let tidings = self.introduce(&guest, deadline, |step| self.step(step)).await?;
+            let tidings = self.introduce(&guest, deadline, None, |step| self.step(step)).await?;
             Ok((guest, tidings))
         };
         let risen = self.unless_cancelled(rising).await;
@@ -221,7 +222,7 @@ impl<F: Factory> BringUp<F> {
             let state = self.shared.store.join(STATE);
             found.vm.load_state(&state).await.map_err(|error| error.to_string())?;
             point(faults, "resume.loaded").await;
-            let (boot, store) = (seal.boot.clone(), self.shared.store.clone());
+            let (boot, told, store) = (seal.boot.clone(), seal.told.clone(), self.shared.store.clone());
             blocking(move || seal.break_it(&store)).await?;
             point(faults, "resume.broken").await;
             found.vm.cont().await.map_err(|error| format!("the VM doesn't run: {error}"))?;
@@ -238,7 +239,9 @@ impl<F: Factory> BringUp<F> {
             point(faults, "resume.greeted").await;
             self.fit_disk(&found.vm, &guest).await?;
             let tidings = match how {
-                StartHow::Clone | StartHow::Cold => self.introduce(&guest, deadline, |_| {}).await?,
+                StartHow::Clone | StartHow::Cold => {
+                    self.introduce(&guest, deadline, told.as_deref(), |_| {}).await?
+                }
                 // Its engine knows all that it was told before it was suspended.
                 StartHow::Resume => {
                     let tidings = guest.until_ready(deadline, |_| {}, |words| self.warn(words)).await?;
@@ -309,21 +312,22 @@ impl<F: Factory> BringUp<F> {
     }
 
     /// Waits for an engine that lists its containers, and tells it of registries and of whom the host trusts. One that
-    /// doesn't take that over works all the same, and its user is told.
+    /// doesn't take that over works all the same, and its user is told. `told` is what it knows of the latter.
     async fn introduce(
         &self,
         guest: &Guest,
         deadline: Instant,
+        told: Option<&str>,
         step: impl Fn(&str),
     ) -> Result<Tidings, String> {
         let registries = &self.shared.registries;
         let (tidings, trusted) = tokio::join!(
             guest.until_ready(deadline, step, |words| self.warn(words)),
-            authorities::introduce(&guest.agent, &registries.authorities),
+            authorities::introduce(&guest.agent, &registries.authorities, told),
         );
         let tidings = tidings?;
         match trusted {
-            Ok(complaints) => {
+            Ok(Introduced { complaints, .. }) => {
                 let complaints = complaints.into_iter();
                 complaints.for_each(|why| self.warn(format!("an authority can't be trusted: {why}")));
             }

@@ -74,7 +74,7 @@ impl<F: Factory> Sleep<F> {
         let ask = self.ask;
         let origin = Origin::Session { generation: ask.generation.0 };
         let saved = match self.shared.face.folders.leave(&self.up.guest.agent).await {
-            Ok(()) => save(&self.up, &self.shared.store, origin).await,
+            Ok(()) => save(&self.up, &self.shared.store, origin, None).await,
             Err(reason) => Err(SaveError::Early(reason)),
         };
         match saved {
@@ -140,7 +140,13 @@ impl<F: Factory> Sleep<F> {
 }
 
 /// Puts a VM's memory and devices into its store, and seals it.
-pub(crate) async fn save(up: &Up, store: &Path, origin: Origin) -> Result<Seal, SaveError> {
+/// `told` is what its copies needn't be told again.
+pub(crate) async fn save(
+    up: &Up,
+    store: &Path,
+    origin: Origin,
+    told: Option<String>,
+) -> Result<Seal, SaveError> {
     let Up { vm, guest, purpose } = up;
     let early = |what: &str, error: &dyn std::fmt::Display| SaveError::Early(format!("{what}: {error}"));
     let faults = vm.runtime_dir();
@@ -167,7 +173,7 @@ pub(crate) async fn save(up: &Up, store: &Path, origin: Origin) -> Result<Seal, 
     timeout(QUIT_WITHIN, vm.ended()).await.map_err(|_| SaveError::Late("QEMU did not quit".to_owned()))?;
     point(faults, "suspend.quit").await;
     let (store, key, boot) = (store.to_owned(), vm.record().key.clone(), guest.boot.clone());
-    blocking(move || Seal::make(&store, origin, key, boot)).await.map_err(SaveError::Late)
+    blocking(move || Seal::make(&store, origin, key, boot, told)).await.map_err(SaveError::Late)
 }
 
 fn check_space(store: &Path) -> Result<(), SaveError> {

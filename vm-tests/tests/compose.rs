@@ -4,7 +4,7 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use dormouse_api::{How, Phase};
@@ -99,11 +99,20 @@ async fn compose(desk: &Desk, arguments: &[&str]) -> Result<String> {
 async fn page(desk: &Desk, path: &str) -> Result<String> {
     let port = compose(desk, &["port", "web", "8000"]).await?;
     let port = port.trim().rsplit_once(':').context("an address and a port")?.1.to_owned();
-    let mut stream = TcpStream::connect(format!("127.0.0.1:{port}")).await?;
-    stream.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes()).await?;
-    let mut answer = String::new();
-    let reading = tokio::time::timeout(STATE_WITHIN, stream.read_to_string(&mut answer)).await;
-    reading.with_context(|| format!("{path} isn't answered"))??;
+    let asking = async {
+        loop {
+            let mut stream = TcpStream::connect(format!("127.0.0.1:{port}")).await?;
+            stream.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes()).await?;
+            let mut answer = String::new();
+            // A container runs before its program listens: then the connection just ends.
+            match stream.read_to_string(&mut answer).await {
+                Ok(0) | Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
+                Ok(_) => return Ok::<_, anyhow::Error>(answer),
+            }
+        }
+    };
+    let answer = tokio::time::timeout(STATE_WITHIN, asking).await;
+    let answer = answer.with_context(|| format!("{path} isn't answered"))??;
     let (head, body) = answer.split_once("\r\n\r\n").context("it has a head")?;
     ensure!(head.starts_with("HTTP/1.0 200") || head.starts_with("HTTP/1.1 200"), "{answer}");
     Ok(body.to_owned())

@@ -58,8 +58,7 @@ exec postgres -D pg -c listen_addresses=* -c shared_buffers=16MB -c unix_socket_
 
 /// Counts who looks.
 const COUNT: &str = r#"#!/bin/sh
-echo Content-Type: text/plain
-echo
+printf 'Content-Type: text/plain\r\n\r\n'
 psql -qAt "$DB" -c "set client_min_messages to error; create table if not exists looks (at timestamptz default now());
     insert into looks default values; select count(*) from looks"
 "#;
@@ -113,7 +112,7 @@ async fn page(desk: &Desk, path: &str) -> Result<String> {
     };
     let answer = tokio::time::timeout(STATE_WITHIN, asking).await;
     let answer = answer.with_context(|| format!("{path} isn't answered"))??;
-    let (head, body) = answer.split_once("\r\n\r\n").context("it has a head")?;
+    let (head, body) = answer.split_once("\r\n\r\n").with_context(|| format!("it has no head: {answer}"))?;
     ensure!(head.starts_with("HTTP/1.0 200") || head.starts_with("HTTP/1.1 200"), "{answer}");
     Ok(body.to_owned())
 }

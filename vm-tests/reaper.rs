@@ -9,20 +9,20 @@ use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
 
-/// What is listed, and what is appended to remove one of it.
-const KINDS: [(&str, &str); 2] = [("containers", "?force=1&v=1"), ("networks", "")];
+/// What is removed: where it is, what lists it there, and how one is removed.
+const KINDS: [(&str, &str, &str); 2] = [("/containers", "/json", "?force=1&v=1"), ("/networks", "", "")];
 
 fn main() -> io::Result<()> {
     let listener = TcpListener::bind("0.0.0.0:8080")?;
     println!("reaper: Started!");
     let (client, _) = listener.accept()?;
     for label in labels(client)? {
-        for (kind, how) in KINDS {
+        for (kind, list, how) in KINDS {
             let filter = format!("%7B%22label%22%3A%5B%22{label}%22%5D%7D");
-            let listed = ask("GET", &format!("/{kind}?all=1&filters={filter}"))?;
+            let listed = ask("GET", &format!("{kind}{list}?all=1&filters={filter}"))?;
             for after in listed.split("\"Id\":\"").skip(1) {
                 let id = after.split('"').next().unwrap_or_default();
-                ask("DELETE", &format!("/{kind}/{id}{how}"))?;
+                ask("DELETE", &format!("{kind}/{id}{how}"))?;
             }
         }
     }
@@ -47,5 +47,8 @@ fn ask(method: &str, target: &str) -> io::Result<String> {
     write!(engine, "{method} {target} HTTP/1.0\r\nHost: docker\r\n\r\n")?;
     let mut answer = String::new();
     engine.read_to_string(&mut answer)?;
-    Ok(answer)
+    match answer.split(' ').nth(1) {
+        Some(status) if status.starts_with('2') => Ok(answer),
+        _ => Err(io::Error::other(format!("{method} {target}: {answer}"))),
+    }
 }

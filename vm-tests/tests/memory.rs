@@ -103,12 +103,16 @@ async fn what_a_guest_frees_goes_back_while_it_is_awake() -> Result<()> {
     guest_output(&session, "rm /run/held").await?;
     let begun = Instant::now();
     let back = async {
-        while held - allocated()?.min(held) < 250 * MIB {
+        // What lies scattered between pages that are in use stays: only blocks of 2 MiB are given back.
+        while held - allocated()?.min(held) < 200 * MIB {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
         anyhow::Ok(())
     };
     tokio::time::timeout(STATE_WITHIN, back).await.context("it never goes back")??;
-    println!("figure: 250 MiB that a guest freed were back after = {} ms", begun.elapsed().as_millis());
+    println!(
+        "figure: 200 of 300 MiB that a guest freed were back after = {} ms",
+        begun.elapsed().as_millis()
+    );
     Ok(())
 }

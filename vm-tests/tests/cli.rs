@@ -9,7 +9,8 @@ use anyhow::{Context, Result, ensure};
 use dormouse_api::{ChangeSettings, CreateSession, HoldInfo, HoldKind, IdleTimeout, Phase, SessionInfo};
 use dormouse_vm_tests::project;
 use dormouse_vm_tests::stage::{Stage, becomes, fall_asleep, inspect, program, until};
-use expectrl::{Expect, Session as Terminal};
+use expectrl::Expect;
+use expectrl::session::OsSession as Terminal;
 
 /// Lines of shell, `$X` being the client: what they print and how they end is the same with both. Each leaves the engine as it
 /// found it. `cc` is a running container, `$T` a folder. Where docker's own order is one of a hash table (its client's of
@@ -203,10 +204,16 @@ fn dorm(stage: &Stage, arguments: &[&str]) -> Command {
     command
 }
 
+/// A command with a terminal, from which nothing is waited for without end.
+fn in_a_terminal(command: Command) -> Result<Terminal> {
+    let mut terminal = Terminal::spawn(command)?;
+    terminal.set_expect_timeout(Some(Duration::from_secs(120)));
+    Ok(terminal)
+}
+
 fn a_terminal_works_and_is_given_back(stage: &Stage) -> Result<()> {
     // A shell's own line editing shows raw mode, its answer shows the size, its status comes back.
-    let mut terminal = Terminal::spawn(dorm(stage, &["exec", "-it", "cc", "sh"]))?;
-    terminal.set_expect_timeout(Some(Duration::from_secs(120)));
+    let mut terminal = in_a_terminal(dorm(stage, &["exec", "-it", "cc", "sh"]))?;
     terminal.send_line("echo $((6 * 7)); test -t 0 && echo in")?;
     terminal.expect("42")?;
     terminal.expect("in")?;
@@ -220,15 +227,13 @@ fn a_terminal_works_and_is_given_back(stage: &Stage) -> Result<()> {
         let line = format!("{} exec -it cc {ending}; stty -a", program("dorm").display());
         let mut command = Command::new("sh");
         command.args(["-c", &line]).env("DORM_HOME", stage.home());
-        let mut terminal = Terminal::spawn(command)?;
-        terminal.set_expect_timeout(Some(Duration::from_secs(120)));
+        let mut terminal = in_a_terminal(command)?;
         terminal.expect(" icanon")?;
         terminal.expect(expectrl::Eof)?;
     }
 
     // Detached: it runs on, and the status says that nothing is wrong.
-    let mut terminal = Terminal::spawn(dorm(stage, &["run", "-it", "--name", "dd", "busybox", "sh"]))?;
-    terminal.set_expect_timeout(Some(Duration::from_secs(120)));
+    let mut terminal = in_a_terminal(dorm(stage, &["run", "-it", "--name", "dd", "busybox", "sh"]))?;
     terminal.send_line("echo rea''dy")?;
     terminal.expect("ready")?;
     terminal.send("\x10\x11")?;
@@ -238,23 +243,20 @@ fn a_terminal_works_and_is_given_back(stage: &Stage) -> Result<()> {
     ensure!(output.stdout == b"running\n", "{output:?}");
 
     // Joined again, and ended there: the status is the container's.
-    let mut terminal = Terminal::spawn(dorm(stage, &["attach", "--detach-keys", "ctrl-x,x", "dd"]))?;
-    terminal.set_expect_timeout(Some(Duration::from_secs(120)));
+    let mut terminal = in_a_terminal(dorm(stage, &["attach", "--detach-keys", "ctrl-x,x", "dd"]))?;
     terminal.send_line("echo with''in")?;
     terminal.expect("within")?;
     terminal.send("\x18x")?;
     terminal.expect(expectrl::Eof)?;
     ensure!(code(&mut terminal)? == 0, "detaching by other keys is no failure");
-    let mut terminal = Terminal::spawn(dorm(stage, &["attach", "dd"]))?;
-    terminal.set_expect_timeout(Some(Duration::from_secs(120)));
+    let mut terminal = in_a_terminal(dorm(stage, &["attach", "dd"]))?;
     terminal.send_line("echo $((20 + 3)); exit 6")?;
     terminal.expect("23")?;
     terminal.expect(expectrl::Eof)?;
     ensure!(code(&mut terminal)? == 6, "the container's own status");
     // Archives are for files and pipes.
     for line in [&["export", "dd"][..], &["save", "busybox"], &["cp", "dd:/etc", "-"], &["load"]] {
-        let mut terminal = Terminal::spawn(dorm(stage, line))?;
-        terminal.set_expect_timeout(Some(Duration::from_secs(120)));
+        let mut terminal = in_a_terminal(dorm(stage, line))?;
         terminal.expect("hint: ")?;
         terminal.expect(expectrl::Eof)?;
         ensure!(code(&mut terminal)? == 1, "{line:?}");
@@ -270,8 +272,7 @@ fn a_panic_gives_the_terminal_back(stage: &Stage) -> Result<()> {
         let mut command = Command::new("sh");
         command.args(["-c", &line]).env("DORM_HOME", stage.home()).env("TERM", "xterm");
         command.env("DORM_TEST_PANIC", "1");
-        let mut terminal = Terminal::spawn(command)?;
-        terminal.set_expect_timeout(Some(Duration::from_secs(120)));
+        let mut terminal = in_a_terminal(command)?;
         terminal.expect("planted by a test\r\n").with_context(|| words.to_owned())?;
         terminal.expect("ended 101")?;
         terminal.expect(" icanon")?;
@@ -369,7 +370,7 @@ async fn what_only_tells_something_wakes_nothing(stage: &Stage, session: &Sessio
     Ok(())
 }
 
-fn code(terminal: &mut expectrl::session::OsSession) -> Result<i32> {
+fn code(terminal: &mut Terminal) -> Result<i32> {
     match terminal.get_process().wait()? {
         expectrl::process::unix::WaitStatus::Exited(_, code) => Ok(code),
         other => anyhow::bail!("it ended with {other:?}"),
@@ -451,8 +452,7 @@ async fn a_monitor_wakes_nothing_and_gives_the_terminal_back(
             format!("stty rows 30 cols 120; {ends} {} monitor; echo ended $?; stty -a", dorm.display());
         let mut command = Command::new("sh");
         command.args(["-c", &line]).env("DORM_HOME", stage.home()).env("TERM", "xterm");
-        let mut terminal = Terminal::spawn(command)?;
-        terminal.set_expect_timeout(Some(Duration::from_secs(120)));
+        let mut terminal = in_a_terminal(command)?;
         terminal.expect("sessions, 0 awake")?;
         terminal.expect("asleep")?;
         if ends.is_empty() {

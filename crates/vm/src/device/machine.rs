@@ -16,7 +16,7 @@ pub(crate) const fn cpu_model(acceleration: &Acceleration) -> &'static str {
         Acceleration::Kvm => "host",
         // Without `cmpxchg16b`, by which a kernel takes memory from its free lists: a guest died right after one with flags that
         // were another register's value, as QEMU 7.2 emulated it. Where a CPU lacks it, kernels do without.
-        // Without `erms` either, which tells that copying byte by byte is fast: emulated, it is eight times as much work.
+        // Without `erms` either, which tells that copying byte by byte is fast: emulated, each byte is an instruction.
         Acceleration::Emulation { .. } => "max,cx16=off,erms=off",
     }
 }

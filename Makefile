@@ -27,11 +27,16 @@ VM_TESTS_FIRST = cli input service guest suspend docker lifecycle folders
 
 vm:
 	$(MAKE) --jobs=2 --output-sync=target guest-image virtiofsd clients programs
-	$(MAKE) --jobs=2 --output-sync=target --keep-going $(addprefix vm-,$(VM_TESTS_FIRST) $(filter-out $(VM_TESTS_FIRST),$(VM_TESTS)))
+	rm -rf $(VM_LOGS)
+	$(MAKE) --jobs=2 --output-sync=target --keep-going $(addprefix vm-,$(VM_TESTS_FIRST) $(filter-out $(VM_TESTS_FIRST),$(VM_TESTS))) \
+		|| { scripts/failures $(VM_LOGS)/*; exit 1; }
 
-# One that hangs is ended, so that what it printed is seen.
+# One that hangs is ended, so that what it printed is seen. What failed is told again at the end of all.
+VM_LOGS = target/vm-tests
 vm-%:
-	timeout --kill-after=60 1200 cargo test --locked --package dormouse-vm-tests --test $* -- --test-threads=1
+	@mkdir -p $(VM_LOGS)
+	timeout --kill-after=60 1200 cargo test --locked --package dormouse-vm-tests --test $* -- --test-threads=1 > $(VM_LOGS)/$* 2>&1; \
+		code=$$?; cat $(VM_LOGS)/$*; exit $$code
 
 programs:
 	cargo build --locked --workspace --exclude dormouse-vm-tests

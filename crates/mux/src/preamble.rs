@@ -7,8 +7,12 @@ use dormouse_agent_proto::{Boot, Nonce, PREAMBLE_LINE_MAX};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::{Instant, timeout_at};
 
-/// A guest that is booting opens the port late, and what was sent before that may be lost: so ask again.
-const RESEND_EVERY: Duration = Duration::from_millis(500);
+/// What was sent before the guest opened the port may be lost, and so is what comes while it looks whether there is a host:
+/// so ask again. Soon, for a guest that was resumed answers within some 50 ms.
+const RESEND_AFTER: Duration = Duration::from_millis(20);
+
+/// A guest that is booting opens the port late.
+const RESEND_WITHIN: Duration = Duration::from_millis(500);
 
 /// Why host and guest didn't find each other.
 #[derive(Debug, thiserror::Error)]
@@ -44,9 +48,11 @@ async fn ask<T>(io: &mut T, nonce: Nonce, line: &mut Line) -> io::Result<Boot>
 where
     T: AsyncRead + AsyncWrite + Unpin,
 {
+    let begun = Instant::now();
     loop {
         io.write_all(nonce.to_guest().as_bytes()).await?;
-        let resend = Instant::now() + RESEND_EVERY;
+        // Ever more rarely: a port that nobody opens holds only so much.
+        let resend = Instant::now() + (begun.elapsed() / 4).clamp(RESEND_AFTER, RESEND_WITHIN);
         // `line` outlives the round, so that an answer in two halves around a repeated question is still one line.
         while let Ok(line) = timeout_at(resend, line.next(io)).await {
             if let Ok(boot) = nonce.from_guest(&line?) {
@@ -120,6 +126,34 @@ mod tests {
         let mut next = [0; 5];
         guest.read_exact(&mut next).await.unwrap();
         assert_eq!(&next, b"yamux", "not a byte of what follows was taken");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_question_that_is_lost_costs_no_more_than_a_moment() {
+        let (mut host, mut guest) = duplex(4096);
+        let start = Instant::now();
+        let answering = tokio::spawn(async move {
+            let mut lost = Line::default();
+            while lost.next(&mut guest).await.unwrap().is_empty() {}
+            answer(&mut guest, Boot(9)).await.unwrap();
+        });
+        let deadline = start + Duration::from_secs(5);
+        assert_eq!(connect(&mut host, Nonce(4), deadline).await.unwrap(), Boot(9));
+        answering.await.unwrap();
+        assert_eq!(start.elapsed(), RESEND_AFTER);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_port_that_nobody_opens_is_asked_for_minutes_before_it_is_full() {
+        const HELD: usize = 200 * 1024;
+        let (mut host, mut guest) = duplex(HELD);
+        let start = Instant::now();
+        let given_up = connect(&mut host, Nonce(4), start + Duration::from_secs(600)).await;
+        assert!(matches!(given_up, Err(HandshakeError::Late)));
+        drop(host);
+        let mut asked = Vec::new();
+        guest.read_to_end(&mut asked).await.unwrap();
+        assert!(asked.len() < HELD / 2, "{} bytes", asked.len());
     }
 
     #[tokio::test(start_paused = true)]

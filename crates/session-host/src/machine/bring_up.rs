@@ -226,6 +226,7 @@ impl<F: Factory> BringUp<F> {
             blocking(move || seal.break_it(&store)).await?;
             point(faults, "resume.broken").await;
             found.vm.cont().await.map_err(|error| format!("the VM doesn't run: {error}"))?;
+            self.step("running");
             point(faults, "resume.running").await;
             let identity = match how {
                 StartHow::Clone => Some(self.identity()?),

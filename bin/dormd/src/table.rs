@@ -512,7 +512,12 @@ fn fresh(settings: &Settings, runtime: &Path) -> SessionInfo {
             action: settings.idle_action,
             running: settings.running,
         },
-        network: NetworkInfo { kind: settings.network, host_loopback: settings.network == NetworkKind::User },
+        network: NetworkInfo {
+            kind: settings.network,
+            host_loopback: settings.network == NetworkKind::User,
+            publish_address: settings.publish_address,
+            registries: settings.registries.clone(),
+        },
         storage: StorageInfo {
             path: settings.storage.clone(),
             size_bytes: settings.storage_bytes,

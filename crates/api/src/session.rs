@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -443,13 +443,24 @@ pub enum RunningContainers {
     Suspend,
 }
 
-/// How guests reach the network.
+/// How guests reach the network, and are reached.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NetworkInfo {
     /// The means.
     pub kind: NetworkKind,
     /// Can a guest reach the host's loopback? If so, it is unsafe for code that isn't trusted.
     pub host_loopback: bool,
+    /// Where ports are published whose clients name no address.
+    #[serde(default = "this_host_only")]
+    pub publish_address: IpAddr,
+    /// Registries that the engine treats in a way of their own.
+    #[serde(default)]
+    pub registries: Registries,
+}
+
+/// What hosts of earlier versions don't tell.
+fn this_host_only() -> IpAddr {
+    IpAddr::V4(Ipv4Addr::LOCALHOST)
 }
 
 /// Means of a guest's network.

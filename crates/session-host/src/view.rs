@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
+use dormouse_api::link::HostSettings;
 use dormouse_api::{
     CrashPolicy, Fact, HistoryEntry, HoldInfo, HoldKind, How, IdleAction, IdleInfo, IdleTimeout, NetworkInfo,
     NetworkKind, Phase, RunningContainers, SessionInfo, SessionState, SnapshotInfo, StorageInfo,
@@ -64,7 +65,7 @@ pub(crate) fn info(facts: &Facts, session: &Session, config: Config) -> SessionI
             core::CrashPolicy::Reopen => CrashPolicy::Reopen,
             core::CrashPolicy::Terminate => CrashPolicy::Terminate,
         },
-        network: network(settings.network),
+        network: network(settings),
         storage: storage(&settings.storage, settings.storage_bytes),
         snapshot: None,
         wakes: Vec::new(),
@@ -169,8 +170,13 @@ pub(crate) fn how(how: StartHow) -> How {
     }
 }
 
-fn network(kind: NetworkKind) -> NetworkInfo {
-    NetworkInfo { kind, host_loopback: kind == NetworkKind::User }
+fn network(settings: &HostSettings) -> NetworkInfo {
+    NetworkInfo {
+        kind: settings.network,
+        host_loopback: settings.network == NetworkKind::User,
+        publish_address: settings.publish_address,
+        registries: settings.registries.clone(),
+    }
 }
 
 fn storage(path: &Path, size_bytes: u64) -> StorageInfo {

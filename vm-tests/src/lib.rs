@@ -10,6 +10,7 @@ pub mod fault;
 pub mod polling;
 pub mod raw;
 pub mod registry;
+pub mod remote;
 pub mod root_process;
 pub mod stage;
 

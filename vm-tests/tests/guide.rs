@@ -186,6 +186,7 @@ async fn what_the_guide_tells_a_newcomer_is_so() -> Result<()> {
 async fn all_that_the_guide_tells_is_so() -> Result<()> {
     use dormouse_vm_tests::in_network_namespace;
     use dormouse_vm_tests::registry::{Registry, give_host_an_address};
+    use dormouse_vm_tests::remote::{Docker, Remote};
 
     if in_network_namespace("all_that_the_guide_tells_is_so")? {
         return Ok(());
@@ -197,6 +198,8 @@ async fn all_that_the_guide_tells_is_so() -> Result<()> {
     fs::create_dir_all(reader.folder.path().join("work"))?;
     let company = reader.folder.path().join("work/company.pem");
     fs::copy(certificates.path().join("authority.pem"), company)?;
+    let remote = Remote::new(&reader.stage, Docker::Own)?;
+    symlink(remote.programs().join("ssh"), reader.folder.path().join("bin/ssh"))?;
     for section in guide()?.iter().filter(|section| !section.examples.is_empty()) {
         reader.run(section).await?;
     }

@@ -2,9 +2,12 @@
 
 use clap::{Args, Subcommand};
 use dormouse_api::SessionName;
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
 use sha2::{Digest, Sha256};
 use tokio::io::{AsyncWriteExt, copy};
 use tokio::net::UnixStream;
+use tokio::sync::oneshot;
 
 use crate::context::Context;
 use crate::error::{Done, Failure, SUCCESS};
@@ -133,10 +136,29 @@ pub(crate) async fn dial_stdio(context: &Context) -> Done {
         to.shutdown().await
     });
     let mut out = tokio::io::stdout();
-    copy(&mut from, &mut out).await?;
-    out.flush().await?;
+    tokio::select! {
+        copied = copy(&mut from, &mut out) => {
+            copied?;
+            out.flush().await?;
+        }
+        // The end of what is typed is not the end of what is answered; but nobody is left to hear this.
+        () = unread() => {}
+    }
     sending.abort();
     Ok(SUCCESS)
+}
+
+/// Waits until nobody is left who could read standard output. An engine that has nothing to say is never written for, so
+/// only asking tells. A thread of its own, which ends with the process.
+async fn unread() {
+    let (gone, is_gone) = oneshot::channel::<()>();
+    std::thread::spawn(move || {
+        let out = rustix::stdio::stdout();
+        // Errors and hang-ups are told though nothing is asked for, see poll(2).
+        while let Err(Errno::INTR) = poll(&mut [PollFd::from_borrowed_fd(out, PollFlags::empty())], None) {}
+        let _ = gone.send(());
+    });
+    let _ = is_gone.await;
 }
 
 #[cfg(test)]

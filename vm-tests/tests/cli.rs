@@ -107,6 +107,8 @@ const SAME: &[&str] = &[
     r#"tar -C $T -c f | $X import --platform linux/amd64 -m why -c 'CMD ["x"]' - imported:2 | cut -c 1-7; $X inspect -f '{{.Os}}/{{.Architecture}} {{.Comment}} {{.Config.Cmd}}' imported:2; $X rmi imported:2 | cut -c 1-8; tar -C $T -c f | $X import --platform bogus/x/y/z -; echo $?"#,
     r#"printf 'FROM busybox\nRUN uname -m > /m\n' > $T/Dockerfile; DOCKER_BUILDKIT=1 $X build -q --platform linux/amd64 --cache-from busybox -t built:2 $T | cut -c 1-7; $X inspect -f '{{.Architecture}}' built:2; $X rmi built:2 | cut -c 1-8"#,
     r#"$X run -d --name oo busybox sh -c 'trap "echo got; exit 3" TERM; while :; do echo up; sleep 0.1; done' | wc -c; mkfifo $T/said; $X attach --no-stdin oo > $T/said & p=$!; { read up; echo $up; kill -TERM $p; grep got; } < $T/said; wait $p; echo $?; rm $T/said; $X rm oo"#,
+    r#"$X run -d --name oo busybox sh -c 'trap "exit 3" TERM; while :; do echo up; sleep 0.1; done' | wc -c; mkfifo $T/said; $X attach --no-stdin --sig-proxy=false oo > $T/said & p=$!; { read up; echo $up; kill -TERM $p; cat > /dev/null; } < $T/said; wait $p; echo $?; $X inspect -f '{{.State.Running}}' oo; rm $T/said; $X rm -f oo"#,
+    r#"DOCKER_BUILDKIT=1 $X builder prune -f --keep-storage 1g; $X search --limit 200 busybox; echo $?; $X search --no-trunc; echo $?"#,
 ];
 
 /// Which of the lines are compared: each takes a few seconds, and all of them are for `make test-long`.
@@ -254,6 +256,17 @@ fn a_terminal_works_and_is_given_back(stage: &Stage) -> Result<()> {
     terminal.expect("23")?;
     terminal.expect(expectrl::Eof)?;
     ensure!(code(&mut terminal)? == 6, "the container's own status");
+    for line in [
+        &["start", "-ai", "--detach-keys", "ctrl-x,x", "dd"][..],
+        &["exec", "-it", "--detach-keys", "ctrl-x,x", "dd", "sh"],
+    ] {
+        let mut terminal = in_a_terminal(dorm(stage, line))?;
+        terminal.send_line("echo st''ill")?;
+        terminal.expect("still")?;
+        terminal.send("\x18x")?;
+        terminal.expect(expectrl::Eof)?;
+        ensure!(code(&mut terminal)? == 0, "{line:?}");
+    }
     // Archives are for files and pipes.
     for line in [&["export", "dd"][..], &["save", "busybox"], &["cp", "dd:/etc", "-"], &["load"]] {
         let mut terminal = in_a_terminal(dorm(stage, line))?;

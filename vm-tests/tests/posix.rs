@@ -52,8 +52,10 @@ const OPERATIONS: &str = "10000";
 const SEEDS: &[&str] = &["1", "20261126", "4294967295"];
 
 /// What the host's own folder passes and a shared one doesn't, by the test's name, and why.
-const EXCEPTIONS: &[(&str, &str)] =
-    &[("link::link_count_max", "it is skipped, because no limit of a FUSE file system is known to the C library")];
+const EXCEPTIONS: &[(&str, &str)] = &[(
+    "link::link_count_max",
+    "it is skipped, because no limit of a FUSE file system is known to the C library",
+)];
 
 /// As root of a container some fail that pass by root of a host, each for one of these reasons: by their names' parts.
 const AS_ROOT: &[(&str, &str)] = &[

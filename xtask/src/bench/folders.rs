@@ -26,17 +26,18 @@ const JOBS: [(&str, &str, &str); 7] = [
     ("delete", "iops", "small files removed, 1/s"),
 ];
 
-/// fio's options for these, one after the other, on files in the folder that is named before.
-const OPTIONS: &str = "--output-format=json --thread --ioengine=psync \
+/// fio's options for these, one after the other, on files in the folder that is named before. What stands before the first
+/// name is for all, what stands after one is for that job.
+const OPTIONS: &str = "--output-format=json --thread --ioengine=psync --stonewall \
     --name=write --filename=data --rw=write --bs=1M --size=32M --end_fsync=1 \
-    --stonewall --name=read --filename=data --rw=read --bs=1M --size=32M \
-    --stonewall --name=randread --filename=data --rw=randread --bs=4k --size=32M --runtime=3 --time_based \
-    --stonewall --name=randwrite --filename=data --rw=randwrite --bs=4k --size=32M --runtime=3 --time_based \
-    --stonewall --name=create --ioengine=filecreate --filename_format=small.$filenum --nrfiles=1000 --filesize=4k \
+    --name=read --filename=data --rw=read --bs=1M --size=32M \
+    --name=randread --filename=data --rw=randread --bs=4k --size=32M --runtime=3 --time_based \
+    --name=randwrite --filename=data --rw=randwrite --bs=4k --size=32M --runtime=3 --time_based \
+    --name=create --ioengine=filecreate --filename_format=small.$filenum --nrfiles=1000 --filesize=4k \
         --openfiles=1 --rw=write --bs=4k \
-    --stonewall --name=stat --ioengine=filestat --filename_format=small.$filenum --nrfiles=1000 --filesize=4k \
+    --name=stat --ioengine=filestat --filename_format=small.$filenum --nrfiles=1000 --filesize=4k \
         --openfiles=1 --rw=read --bs=4k \
-    --stonewall --name=delete --ioengine=filedelete --filename_format=small.$filenum --nrfiles=1000 --filesize=4k \
+    --name=delete --ioengine=filedelete --filename_format=small.$filenum --nrfiles=1000 --filesize=4k \
         --openfiles=1 --rw=read --bs=4k";
 
 #[derive(Args)]
@@ -142,7 +143,8 @@ impl Place {
     fn add(&mut self, output: &Output) -> Result<()> {
         let said = String::from_utf8_lossy(&output.stdout);
         let errors = String::from_utf8_lossy(&output.stderr);
-        ensure!(output.status.success(), "{}: {said}{errors}", self.name);
+        let first = said.lines().take_while(|line| !line.starts_with('{')).collect::<Vec<_>>().join("\n");
+        ensure!(output.status.success(), "{}: {first}{errors}", self.name);
         let json = said.find('{').map(|begin| &said[begin..]).context("fio tells nothing")?;
         let told: Value = serde_json::from_str(json)?;
         let jobs = told["jobs"].as_array().context("fio tells of its jobs")?;

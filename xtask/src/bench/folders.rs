@@ -1,4 +1,4 @@
-//! `cargo xtask bench folders`: one fio on a shared folder, on a volume and on the host's own folder, in the same rounds.
+//! `cargo xtask bench folders`: one fio on a shared folder, on a volume, in a container and on the host, in the same rounds.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -75,17 +75,20 @@ impl Folders {
         home.make_template()?;
         let session = home.create("bench")?;
         import(&session, &fio)?;
-        let mut places = ["a shared folder", "a volume", "the host's own folder"]
-            .map(|name| Place { name, values: vec![Vec::new(); JOBS.len()] });
+        let mut places =
+            ["a shared folder", "a volume", "the container's own file system", "the host's own folder"]
+                .map(|name| Place { name, values: vec![Vec::new(); JOBS.len()] });
         for round in 1..=self.rounds {
             eprintln!("round {round} of {}", self.rounds);
             let source = format!("{}:/at", shared.display());
-            places[0].add(&in_a_container(&session, &source)?)?;
-            places[1].add(&in_a_container(&session, "bench:/at")?)?;
+            places[0].add(&in_a_container(&session, &["-v", &source])?)?;
+            places[1].add(&in_a_container(&session, &["-v", "bench:/at"])?)?;
+            // A working folder that is missing is made.
+            places[2].add(&in_a_container(&session, &["--workdir", "/at"])?)?;
             let mut native = Command::new(fio.join("ld-linux-x86-64.so.2"));
             native.arg("--library-path").arg(&fio).arg(fio.join("fio"));
             native.arg(format!("--directory={}", own.display())).args(OPTIONS.split_whitespace());
-            places[2].add(&native.output()?)?;
+            places[3].add(&native.output()?)?;
         }
         session.remove()?;
         write(&self.out, &places)
@@ -131,8 +134,8 @@ fn import(session: &Session, fio: &Path) -> Result<()> {
     Ok(())
 }
 
-fn in_a_container(session: &Session, volume: &str) -> Result<Output> {
-    let mut arguments = vec!["run", "--rm", "-v", volume, "fio"];
+fn in_a_container(session: &Session, options: &[&str]) -> Result<Output> {
+    let mut arguments = [&["run", "--rm"], options, &["fio"]].concat();
     arguments.extend(PROGRAM);
     arguments.push("--directory=/at");
     arguments.extend(OPTIONS.split_whitespace());
@@ -166,9 +169,9 @@ fn median(values: &[f64]) -> f64 {
 
 fn write(out: &Path, places: &[Place]) -> Result<()> {
     let mut page = String::from(
-        "# Shared folders\n\nWritten by `cargo xtask bench folders`: fio on a folder of the host in a container, on a volume in \
-         the same, and by\nitself on the host, one after the other in each round. Medians. The host keeps what it has read and \
-         written in its memory,\nand a volume in that of the VM; of a shared folder the guest keeps nothing.\n\n",
+        "# Shared folders\n\nWritten by `cargo xtask bench folders`: fio in a container on a folder of the host, on a volume and on \
+         the\ncontainer's own files, and by itself on the host, one after the other in each round. Medians. The host keeps what \
+         it has\nread and written in its memory, and a volume in that of the VM; of a shared folder the guest keeps nothing.\n\n",
     );
     for (what, value) in circumstances() {
         let _ = writeln!(page, "- {what}: {value}");

@@ -48,7 +48,7 @@ fn page(series: &[Series], asides: &Asides) -> String {
          sleeping session can answer.\nEach round measures each way once, one after the other; what boots may be left out of the \
          last rounds, and is compared with\nthe rounds that it was in. A session's host is there already but in a new session. The \
          usual VM is Debian 13 with systemd\nand its `docker.io`, with as much RAM and as many vCPUs, booted from its own \
-         kernel. Shared folders are\nmeasured by `cargo xtask bench folders`.\n\n",
+         kernel. Shared folders are\nin [benchmarks/folders.md](benchmarks/folders.md).\n\n",
     );
     for (what, value) in circumstances() {
         let _ = writeln!(page, "- {what}: {value}");

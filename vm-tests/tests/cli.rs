@@ -108,7 +108,7 @@ const SAME: &[&str] = &[
     r#"printf 'FROM busybox\nRUN uname -m > /m\n' > $T/Dockerfile; DOCKER_BUILDKIT=1 $X build -q --platform linux/amd64 --cache-from busybox -t built:2 $T | cut -c 1-7; $X inspect -f '{{.Architecture}}' built:2; $X rmi built:2 | cut -c 1-8"#,
     r#"$X run -d --name oo busybox sh -c 'trap "echo got; exit 3" TERM; while :; do echo up; sleep 0.1; done' | wc -c; mkfifo $T/said; $X attach --no-stdin oo > $T/said & p=$!; { read up; echo $up; kill -TERM $p; grep got; } < $T/said; wait $p; echo $?; rm $T/said; $X rm oo"#,
     r#"$X run -d --name oo busybox sh -c 'trap "exit 3" TERM; while :; do echo up; sleep 0.1; done' | wc -c; mkfifo $T/said; $X attach --no-stdin --sig-proxy=false oo > $T/said & p=$!; { read up; echo $up; kill -TERM $p; cat > /dev/null; } < $T/said; wait $p; echo $?; $X inspect -f '{{.State.Running}}' oo; rm $T/said; $X rm -f oo"#,
-    r#"DOCKER_BUILDKIT=1 $X builder prune -f --keep-storage 1g; $X search --limit 200 busybox; echo $?; $X search --no-trunc; echo $?"#,
+    r#"$X builder prune -f --keep-storage 1g; $X search --limit 200 busybox; echo $?; $X search --no-trunc; echo $?"#,
 ];
 
 /// Which of the lines are compared: each takes a few seconds, and all of them are for `make test-long`.

@@ -34,6 +34,8 @@ pub(crate) fn binary_size(bytes: f64) -> String {
 }
 
 fn scaled(mut number: f64, base: f64, digits: usize, units: &[&str]) -> String {
+    // The sum of nothing is -0.0.
+    number += 0.0;
     let mut index = 0;
     while number >= base && index + 1 < units.len() {
         number /= base;
@@ -108,6 +110,7 @@ mod tests {
             assert_eq!(size(bytes), text);
         }
         assert_eq!(size_in_four_digits(1_234_567.0), "1.235MB");
+        assert_eq!(size_in_four_digits([].iter().sum()), "0B");
         assert_eq!(binary_size(1024.0 * 1536.0), "1.5MiB");
         assert_eq!(binary_size(1_073_741_824.0), "1GiB");
     }

@@ -63,7 +63,8 @@ impl<'a> Database<'a> {
         let connection = format!(
             "DB=host=db hostaddr={address} user=postgres dbname=postgres sslmode=verify-full sslrootcert=/data/pg/server.crt"
         );
-        let volumes = ["--volume", "db:/data", "--volume", "noted:/noted", "--env", &connection];
+        // While a volume is empty, each container that is made with it gives it the owner that the image has there.
+        let volumes = ["--volume", "db:/data:ro,nocopy", "--volume", "noted:/noted", "--env", &connection];
         let client =
             [&["run", "--detach", "--name", "client"][..], &volumes, &["postgresql", "sh", "-c", CLIENT]];
         stage.succeed(session, &client.concat()).await?;

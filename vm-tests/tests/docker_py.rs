@@ -39,9 +39,9 @@ const FILES: &[&str] = &[
 ];
 
 /// Tests that bind paths of the host. Without a session an engine binds what its VM has of that name.
-const BINDS: &[(&str, &str)] = &[
-    ("api_container_test", "VolumeBindTest"),
-    ("models_containers_test", "ContainerCollectionTest::test_run_with_volume"),
+const BINDS: [&str; 2] = [
+    "api_container_test::VolumeBindTest",
+    "models_containers_test::ContainerCollectionTest::test_run_with_volume",
 ];
 
 /// How many run with the VM asleep before each.
@@ -99,11 +99,8 @@ impl<'a> Tests<'a> {
         let before = outcomes(&std::fs::read_to_string(log).unwrap_or_default());
         let python = project().join("build/docker-py");
         let mut command = Command::new(python.join("venv/bin/python"));
-        command.args(["-m", "pytest", "-v", "--color=no", "-p", "no:cacheprovider"]);
+        command.args(["-m", "pytest", "-v", "--color=no", "-p", "no:cacheprovider", "-p", "before_each"]);
         command.arg(format!("--timeout={TEST_SECONDS}"));
-        if !self.variables.is_empty() {
-            command.args(["-p", "before_each"]);
-        }
         let path = |name: &str| format!("tests/integration/{}", name.replacen("::", ".py::", 1));
         match named {
             [] => drop(command.arg(format!("tests/integration/{file}.py"))),
@@ -252,11 +249,8 @@ async fn those_that_bind_folders_of_the_host_pass_through_a_sessions_socket() ->
     let (registry, stage) = (Registry::start()?, stage_with_network()?);
     let session = session_with(&stage, &registry).await?;
     let tests = Tests::new(&session.docker_socket, "binds")?;
-    let mut outcomes = Outcomes::new();
-    for (file, name) in BINDS {
-        let named = [format!("{file}::{name}")];
-        outcomes.extend(tokio::task::block_in_place(|| tests.file(file, &named))?);
-    }
+    let named = BINDS.map(str::to_owned);
+    let outcomes = tokio::task::block_in_place(|| tests.file("those that bind", &named))?;
     let passed = passed(&outcomes);
     println!(
         "figure: passed of those that bind folders of the host = {} of {}",

@@ -12,12 +12,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use dormouse_api::link::{ToHost, ToService};
-use dormouse_api::{CreateSession, IdleTimeout, Phase, SessionInfo, TerminationReason, Version, Wake};
+use dormouse_api::{
+    CreateSession, IdleTimeout, Phase, SessionInfo, SessionState, TerminationReason, Version, Wake,
+};
 use dormouse_client::Endpoint;
 use dormouse_vm::VmRecord;
 use dormouse_vm_tests::client::Client;
 use dormouse_vm_tests::fake;
-use dormouse_vm_tests::stage::{STATE_WITHIN, Stage, host_of, qemu_of, runtime, until};
+use dormouse_vm_tests::stage::{STATE_WITHIN, Stage, host_of, program, qemu_of, runtime, until};
 use http::Method;
 use jiff::Timestamp;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
@@ -119,6 +121,34 @@ impl ForgedHost {
         self.lines.read_line(&mut line)?;
         serde_json::from_str(&line).with_context(|| format!("the service said {line:?}"))
     }
+}
+
+/// It is that of whoever names none; any other waits for `dorm session start`.
+#[tokio::test]
+async fn the_default_session_is_opened_again_by_the_next_command_that_wants_its_engine() -> Result<()> {
+    let images = tempfile::tempdir()?;
+    let stage = stage(images.path())?;
+    for (name, opens) in [("default", true), ("other", false)] {
+        let mut wish = wish()?;
+        wish.name = name.parse()?;
+        let session = stage.make(&wish).await?;
+        Endpoint::new(&session.control_socket).post::<SessionInfo>("/v1/session/terminate").await?;
+        until(&session, |info| info.state == SessionState::Terminated).await?;
+        let mut hold = tokio::process::Command::new(program("dorm"));
+        hold.args(["--session", name, "hold", "--", "true"])
+            .env("DORM_HOME", stage.home())
+            .kill_on_drop(true);
+        if opens {
+            let _holds = hold.spawn()?;
+            until(&session, |info| info.state == SessionState::Running && info.incarnation == 2).await?;
+        } else {
+            let refused = tokio::time::timeout(STATE_WITHIN, hold.output()).await??;
+            let words = String::from_utf8_lossy(&refused.stderr).into_owned();
+            ensure!(!refused.status.success() && words.contains("dorm session start"), "{words}");
+        }
+        stage.remove(name).await?;
+    }
+    Ok(())
 }
 
 #[tokio::test]

@@ -1,6 +1,6 @@
 //! What every command works with: the session that was named, its service, its VM.
 
-use dormouse_api::{ErrorCode, Hold, Phase, SessionInfo, SessionName};
+use dormouse_api::{ErrorCode, Hold, Phase, SessionInfo, SessionName, SessionState, TerminationReason};
 use dormouse_client::{ClientError, Endpoint, Home, Service, Upgraded};
 use tokio_util::task::AbortOnDropHandle;
 
@@ -39,6 +39,20 @@ impl Context {
         }
     }
 
+    /// A session whose engine is wanted. The default one, which its user has terminated, is opened again: it is that of
+    /// whoever names none.
+    pub(crate) async fn serving(&self, name: &SessionName) -> Result<SessionInfo, Failure> {
+        let info = self.open(name).await?;
+        let was_asked_for =
+            info.termination.as_ref().is_some_and(|end| end.reason == TerminationReason::Shutdown);
+        match info.state {
+            SessionState::Terminated if name.is_default() && was_asked_for => {
+                Ok(Endpoint::new(&info.control_socket).post("/v1/session/start").await?)
+            }
+            SessionState::Running | SessionState::Terminating | SessionState::Terminated => Ok(info),
+        }
+    }
+
     /// What is known of a session, without making it.
     pub(crate) async fn inspect(&self, name: &SessionName) -> Result<SessionInfo, Failure> {
         let service = self.service().await?;
@@ -60,14 +74,14 @@ impl Context {
         reason: impl Into<String>,
         quiet: bool,
     ) -> Result<Operation, Failure> {
-        let info = self.open(&self.session).await?;
+        let info = self.serving(&self.session).await?;
         let token = self.hold(&info, reason.into(), quiet).await?;
         Ok(Operation::held(&info, token))
     }
 
     /// Requests that only read, in the session of the command line.
     pub(crate) async fn reading(&self) -> Result<Operation, Failure> {
-        let info = self.open(&self.session).await?;
+        let info = self.serving(&self.session).await?;
         let steps = match info.vm.phase {
             // Whether a request wakes it or is answered asleep is for the session's host to say.
             Phase::Absent | Phase::Starting | Phase::Stopping | Phase::Committed => {

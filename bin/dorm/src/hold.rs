@@ -20,7 +20,7 @@ pub(crate) struct HoldArguments {
 impl HoldArguments {
     /// Ends with the command's status.
     pub(crate) async fn run(self, context: &Context) -> Done {
-        let info = context.open(&context.pick(None)).await?;
+        let info = context.serving(&context.pick(None)).await?;
         let reason = self.reason.unwrap_or_else(|| self.command.join(" "));
         let held = context.hold(&info, reason, false).await?;
         let (program, arguments) =

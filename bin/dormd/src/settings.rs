@@ -253,7 +253,6 @@ impl Settings {
             memory_mib: self.memory_mib,
             storage_bytes: self.storage_bytes,
             network: self.network,
-            reopen_after_terminate: self.name.is_default(),
         }
     }
 

@@ -89,8 +89,6 @@ pub struct HostSettings {
     pub folder_rules: PathBuf,
     /// Dormouse's own folders, which never may.
     pub own_folders: Vec<PathBuf>,
-    /// Does the first request after `terminate` open a new incarnation? Only for the default session.
-    pub reopen_after_terminate: bool,
 }
 
 /// What is known of an engine that never ran.

@@ -336,7 +336,6 @@ pub(crate) fn facts(folder: &std::path::Path) -> Facts {
         memory_mib: 512,
         storage_bytes: 1 << 30,
         network: dormouse_api::NetworkKind::None,
-        reopen_after_terminate: true,
     };
     let face = Face::load(folder, &settings, Vec::new());
     Facts { settings, session_dir: folder.to_owned(), runtime_dir: folder.to_owned(), face }

@@ -443,11 +443,14 @@ async fn a_container_outlives_the_command_that_ran_it(stage: &Stage, session: &S
     child.kill()?;
     child.wait()?;
     // The engine's word about a container comes a moment after its client's.
-    until(session, |info| {
+    let held = until(session, |info| {
         let strong: Vec<_> = info.holds.iter().filter(|hold| !hold.weak).collect();
         matches!(strong[..], [hold] if hold.kind == HoldKind::Container)
-    })
-    .await?;
+    });
+    if let Err(error) = held.await {
+        let listed = stage.succeed(session, &["ps", "--all"]).await?;
+        return Err(error.context(listed));
+    }
     ensure!(stage.succeed(session, &["ps", "--format", "{{.Names}}"]).await? == "kk\n");
     stage.succeed(session, &["rm", "--force", "kk"]).await?;
     Ok(())

@@ -3,6 +3,7 @@
 
 use std::future::Future;
 use std::io::{self, Read, Write};
+use std::net::IpAddr;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -49,6 +50,10 @@ impl Engine for Up {
     async fn created(&self, _: &str, _: Vec<Given>) {}
 
     fn restore(&self, _: &[u8]) -> Option<Vec<u8>> {
+        None
+    }
+
+    fn publish_address(&self) -> Option<IpAddr> {
         None
     }
 

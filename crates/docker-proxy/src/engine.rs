@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::io;
+use std::net::IpAddr;
 
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -38,6 +39,9 @@ pub trait Engine: Clone + Send + Sync + 'static {
 
     /// An answer of the engine with the host's paths in place of those that [`Mount::From`] gave. `None`: as it is.
     fn restore(&self, answer: &[u8]) -> Option<Vec<u8>>;
+
+    /// Where a port is published whose client names no address. `None`: the engine may choose.
+    fn publish_address(&self) -> Option<IpAddr>;
 
     /// A number of the host for a port that is to be published, whatever its number. `None`: the engine may choose.
     fn free_port(&self) -> Option<u16>;

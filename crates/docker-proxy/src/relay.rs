@@ -168,7 +168,8 @@ async fn settle<E: Engine>(
     };
     let given =
         mounts::settle(&mut wish, |bind| engine.mount(bind)).map_err(|why| Broken::refused(400, why))?;
-    let changed = publish::settle(&mut wish, || engine.free_port()) || !given.is_empty();
+    let published = publish::settle(&mut wish, engine.publish_address(), || engine.free_port());
+    let changed = published || !given.is_empty();
     let body = if changed { wish.to_string().into_bytes() } else { body };
     Ok((request.with_body(&body), given))
 }

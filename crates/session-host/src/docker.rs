@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::io;
+use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -123,6 +124,10 @@ impl Engine for SessionEngine {
             }
         }
         Ok(RequestLease { lease, owner: self.owner.clone(), claimant, _starting: starting, _using: using })
+    }
+
+    fn publish_address(&self) -> Option<IpAddr> {
+        Some(self.face.ports.address()).filter(IpAddr::is_ipv4)
     }
 
     fn free_port(&self) -> Option<u16> {

@@ -206,6 +206,11 @@ impl Ports {
         self.table().doors.values().filter_map(|open| open.socket.try_clone().ok()).collect()
     }
 
+    /// Where a port is published whose client names no address.
+    pub(crate) fn address(&self) -> IpAddr {
+        self.shared.address
+    }
+
     /// A number of the session's own for a port that a client wants published, whatever its number.
     pub(crate) fn free(&self) -> Option<u16> {
         let mut table = self.table();

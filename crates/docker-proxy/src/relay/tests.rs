@@ -1,4 +1,5 @@
 use std::future::Future;
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -72,6 +73,10 @@ impl Engine for Script {
                 Ok(Held { script: self.clone(), strong: true, warnings })
             }
         }
+    }
+
+    fn publish_address(&self) -> Option<IpAddr> {
+        None
     }
 
     fn free_port(&self) -> Option<u16> {

@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 use std::future::Future;
 use std::io;
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -135,6 +136,10 @@ impl Engine for Behind {
     async fn created(&self, _: &str, _: Vec<Given>) {}
 
     fn restore(&self, _: &[u8]) -> Option<Vec<u8>> {
+        None
+    }
+
+    fn publish_address(&self) -> Option<IpAddr> {
         None
     }
 

@@ -88,7 +88,7 @@ const LINES: &[(&str, Comes)] = &[
     ("docker unpause long", To("long\n")),
     ("docker container pause long", To("long\n")),
     ("docker container unpause long", To("long\n")),
-    ("docker port long 80/tcp", To("0.0.0.0:")),
+    ("docker port long 80/tcp", To("127.0.0.1:")),
     ("docker container port long", To("80/tcp ->")),
     ("docker rename long renamed", To("")),
     ("docker container rename renamed long", To("")),

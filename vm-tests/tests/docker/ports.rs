@@ -71,6 +71,8 @@ pub(crate) async fn ports_are_published_on_the_host(stage: &Stage, session: &Ses
     let given = free()?;
     server(stage, session, "given", &format!("{given}:80")).await?;
     ensure!(fetch(&format!("127.0.0.1:{given}"))?.ends_with("served\n"));
+    let told = stage.succeed(session, &["port", "given"]).await?;
+    ensure!(told == format!("80/tcp -> 127.0.0.1:{given}\n"), "{told}");
     ensure!(!is_open(format!("127.0.0.2:{given}").parse()?), "more is open than was asked for");
     let wide = free()?;
     server(stage, session, "wide", &format!("0.0.0.0:{wide}:80")).await?;

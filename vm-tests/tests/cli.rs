@@ -82,7 +82,7 @@ const SAME: &[&str] = &[
     "$X export -o $T/e.tar cc; tar -tf $T/e.tar | sort | head -n 3; rm $T/e.tar; $X export -o $T/no/such cc; echo $?; $X export nosuch; echo $?",
     "mkdir $T/l; echo linked > $T/l/target; ln -s target $T/l/link; $X cp -L $T/l/link cc:/tmp/; $X cp $T/l/link cc:/tmp/bare; $X exec cc sh -c 'test -h /tmp/link; echo $?; cat /tmp/link; readlink /tmp/bare; rm /tmp/link /tmp/bare'; rm -r $T/l",
     "mkdir $T/l; $X exec cc sh -c 'echo there > /tmp/real; ln -s /tmp/real /tmp/link'; $X cp -L cc:/tmp/link $T/l; $X cp -L cc:/tmp/link $T/l/named; $X cp cc:/tmp/link $T/l/bare; cd $T/l; ls; cat link named; readlink bare; $X exec cc rm /tmp/real /tmp/link; rm -r $T/l",
-    "$X exec cc head -c 3000000 /dev/zero | head -c 1 | wc -c; yes | $X exec -i cc head -n 1; $X ps -a | true; $X images | head -n 0; $X logs cc 2>&1 | head -n 1; echo $?",
+    "$X exec cc head -c 60000 /dev/zero | head -c 1 | wc -c; yes | $X exec -i cc head -n 1; $X ps -a | true; $X images | head -n 0; $X logs cc 2>&1 | head -n 1; echo $?",
     // Images.
     "$X tag busybox other:1; $X images -q other; $X rmi other:1; $X rmi nosuch; echo $?; $X rmi -f nosuch; echo $?; $X tag busybox BAD; echo $?",
     "$X commit -m why cc made:1 | cut -c 1-7; $X inspect -f '{{.Comment}}' made:1; $X rmi made:1 | cut -c 1-8",
@@ -431,6 +431,14 @@ async fn killed_commands_hold_nothing(stage: &Stage, session: &SessionInfo) -> R
         child.wait()?;
     }
     stage.succeed(session, &["rm", "--force", "reg"]).await?;
+    an_exec_that_cant_be_started_holds_nothing(stage, session).await
+}
+
+/// Its engine tells that it was started, and never that it has ended.
+async fn an_exec_that_cant_be_started_holds_nothing(stage: &Stage, session: &SessionInfo) -> Result<()> {
+    let output = stage.finish(session, dorm(stage, &["exec", "cc", "nosuch"])).await?;
+    ensure!(output.status.code() == Some(127), "{output:?}");
+    until(session, |info| !info.holds.iter().any(|hold| hold.kind == HoldKind::Exec)).await?;
     Ok(())
 }
 

@@ -19,6 +19,9 @@ const ANSWER_BYTES_MAX: u64 = 64 * 1024 * 1024;
 /// How long the engine may take to say which execs run.
 const EXECS_WITHIN: Duration = Duration::from_secs(15);
 
+/// How often it is asked that, while some do and nothing else happens.
+const LOOK_EVERY: Duration = Duration::from_secs(10);
+
 /// How long the engine may take to describe a container.
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 
@@ -218,8 +221,19 @@ pub(super) async fn follow_containers(agent: Agent, inbox: Inbox, generation: Ge
         let mut buffer = [0; 16 * 1024];
         let mut execs_are_known = false;
         // The first bytes are the answer's head: what is asked then makes up for what happened before the subscription.
-        while let Ok(count @ 1..) = stream.read(&mut buffer).await {
-            let events = reader.read(&buffer[..count]);
+        loop {
+            let events = match timeout(LOOK_EVERY, stream.read(&mut buffer)).await {
+                Ok(Ok(count @ 1..)) => reader.read(&buffer[..count]),
+                Ok(Ok(0) | Err(_)) => break,
+                Err(_late) if reader.running_execs() == 0 => continue,
+                Err(_late) => {
+                    let Ok(Ok(execs)) = timeout(EXECS_WITHIN, all_running_execs(&agent)).await else {
+                        continue;
+                    };
+                    reader.looked(execs);
+                    Vec::new()
+                }
+            };
             while let Some(container) = reader.unasked() {
                 let check = health_check(&agent, &container).await;
                 reader.learn(container, check);

@@ -79,9 +79,20 @@ impl EventReader {
         }
     }
 
+    /// Takes in which execs run at all: of one that couldn't be started no end is told.
+    pub(super) fn looked(&mut self, execs: Vec<(String, String)>) {
+        for (container, known) in &mut self.execs {
+            known.retain(|exec| execs.iter().any(|(within, id)| within == container && *id == exec.id));
+        }
+        self.found(execs);
+    }
+
     fn enter(&mut self, container: String, exec: Exec) {
         if self.execs.len() < CONTAINERS_MAX || self.execs.contains_key(&container) {
-            self.execs.entry(container).or_default().insert(exec);
+            let execs = self.execs.entry(container).or_default();
+            // It may have been found before its start was told.
+            execs.retain(|known| known.id != exec.id);
+            execs.insert(exec);
         }
     }
 
@@ -192,6 +203,22 @@ mod tests {
         assert_eq!(reader.running_execs(), 2);
         reader.read(line("container", "exec_die", "c2", r#""execID":"b""#).as_bytes());
         assert_eq!(reader.running_execs(), 1);
+    }
+
+    #[test]
+    fn an_exec_that_was_told_to_start_and_does_not_run_is_none() {
+        let mut reader = EventReader::default();
+        for exec in ["a", "b"] {
+            let attributes = format!(r#""execID":"{exec}""#);
+            reader.read(line("container", "exec_start: nosuch", "c1", &attributes).as_bytes());
+        }
+        let [runs, late] = ["b", "c"].map(|exec| ("c1".to_owned(), exec.to_owned()));
+        reader.looked(vec![runs, late]);
+        assert_eq!(reader.running_execs(), 2, "what runs is left, and what was not told of yet comes in");
+        reader.read(line("container", "exec_start: sleep 9", "c1", r#""execID":"c""#).as_bytes());
+        assert_eq!(reader.running_execs(), 2, "and is the same when it is told of");
+        reader.looked(Vec::new());
+        assert_eq!(reader.running_execs(), 0);
     }
 
     #[test]

@@ -108,7 +108,9 @@ impl Engine for SessionEngine {
         };
         let lease = self.owner.lease(claimant.clone()).await.map_err(|refused| {
             let error = refused.to_api();
-            Refusal { status: error.code.status(), message: error.message }
+            // Docker's clients show a message and nothing else.
+            let hint = error.hint.map(|hint| format!("; {hint}")).unwrap_or_default();
+            Refusal { status: error.code.status(), message: error.message + &hint }
         })?;
         let (mut starting, mut using) = (None, None);
         if let Some(container) = started_by(&request.target) {

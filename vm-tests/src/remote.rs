@@ -11,7 +11,7 @@ use crate::project;
 use crate::stage::{Stage, program};
 
 /// What the other machine calls this one.
-pub const HOST: &str = "box";
+const HOST: &str = "box";
 
 /// What is called `docker` where the client comes to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -436,9 +436,13 @@ async fn killed_commands_hold_nothing(stage: &Stage, session: &SessionInfo) -> R
 
 /// Its engine tells that it was started, and never that it has ended.
 async fn an_exec_that_cant_be_started_holds_nothing(stage: &Stage, session: &SessionInfo) -> Result<()> {
-    let output = stage.finish(session, dorm(stage, &["exec", "cc", "nosuch"])).await?;
+    let is_held = |info: &SessionInfo| info.holds.iter().any(|hold| hold.kind == HoldKind::Exec);
+    until(session, |info| !is_held(info)).await?;
+    let exec = stage.finish(session, dorm(stage, &["exec", "cc", "nosuch"]));
+    let (output, held) = tokio::join!(exec, until(session, is_held));
+    let (output, _) = (output?, held.context("it was never thought to run")?);
     ensure!(!output.status.success(), "{output:?}");
-    until(session, |info| !info.holds.iter().any(|hold| hold.kind == HoldKind::Exec)).await?;
+    until(session, |info| !is_held(info)).await?;
     Ok(())
 }
 

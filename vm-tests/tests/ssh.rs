@@ -3,12 +3,12 @@
 #![cfg(feature = "long")]
 
 use std::io::{BufRead as _, BufReader, Write as _};
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
 use dormouse_api::{HoldKind, SessionInfo};
 use dormouse_vm_tests::remote::{Docker, Remote};
-use dormouse_vm_tests::stage::{Stage, fall_asleep, inspect, until};
+use dormouse_vm_tests::stage::{Stage, fall_asleep, inspect, program, until};
 
 /// More than any buffer on the way holds.
 const MANY: usize = 3_000_000;
@@ -19,7 +19,7 @@ async fn a_client_on_another_machine_comes_by_ssh_and_leaves_nothing() -> Result
     let session = stage.create(3600).await?;
     stage.load_busybox(&session).await?;
     // What the guide says to do once on the machine with the sessions.
-    let mut install = std::process::Command::new(dormouse_vm_tests::stage::program("dorm"));
+    let mut install = Command::new(program("dorm"));
     install.args(["docker-context", "install"]).env("DORM_HOME", stage.home());
     install.env("DOCKER_CONFIG", stage.home().join("docker-config"));
     ensure!(stage.finish(&session, install).await?.status.success(), "there is no context");

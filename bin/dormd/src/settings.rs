@@ -5,14 +5,14 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read as _, Write as _};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use dormouse_api::link::{EngineFacts, HostSettings};
 use dormouse_api::{
     ApiError, ChangeSettings, CrashPolicy, CreateSession, ErrorCode, IdleAction, IdleTimeout, ImageChoice,
-    NetworkKind, Registries, RunningContainers, SessionId, SessionName, Wake,
+    NetworkKind, Registries, RunningContainers, SessionId, SessionName, Wake, this_host_only,
 };
 use dormouse_client::Home;
 use dormouse_vm::{CPUS_MAX, MEMORY_MIB_MIN, Qemu};
@@ -102,10 +102,6 @@ fn yes() -> bool {
 }
 
 /// The same. dockerd's default is every address; a user's containers are nobody else's business unless the user says so.
-fn this_host_only() -> IpAddr {
-    IpAddr::V4(Ipv4Addr::LOCALHOST)
-}
-
 /// What this host can do, as far as defaults depend on it.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct HostTraits {
@@ -375,7 +371,7 @@ mod tests {
             |wish| {
                 wish.idle_timeout = IdleTimeout::Never;
                 wish.registries.mirrors = vec!["http://192.0.2.7:5000".to_owned()];
-                wish.publish_address = Some(Ipv4Addr::UNSPECIFIED.into());
+                wish.publish_address = Some(std::net::Ipv4Addr::UNSPECIFIED.into());
             },
             HOST,
         )

@@ -61,7 +61,7 @@ pub use session::{
     ChangeSettings, Checksum, CrashPolicy, CreateSession, HistoryEntry, Hold, HoldInfo, HoldKind, How,
     IdleAction, IdleInfo, IdleTimeout, ImageChoice, MemoryForm, NetworkInfo, NetworkKind, Phase, Pin,
     RunningContainers, SessionInfo, SessionState, SleepAnswer, SnapshotInfo, StorageInfo, TerminationInfo,
-    TerminationReason, VerifyAnswer, Version, VmInfo, WaitFor,
+    TerminationReason, VerifyAnswer, Version, VmInfo, WaitFor, this_host_only,
 };
 pub use template::{CreateTemplate, TemplateInfo};
 pub use wake::{WAKE_EVERY_SECONDS_MIN, WAKES_MAX, Wake};

@@ -458,8 +458,9 @@ pub struct NetworkInfo {
     pub registries: Registries,
 }
 
-/// What hosts of earlier versions don't tell.
-fn this_host_only() -> IpAddr {
+/// Where ports are published unless something else is asked for.
+#[must_use]
+pub fn this_host_only() -> IpAddr {
     IpAddr::V4(Ipv4Addr::LOCALHOST)
 }
 

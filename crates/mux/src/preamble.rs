@@ -8,7 +8,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::{Instant, timeout_at};
 
 /// What was sent before the guest opened the port may be lost, and so is what comes while it looks whether there is a host:
-/// so ask again. Soon, for a guest that was resumed answers within some 50 ms.
+/// so ask again. Soon, for a guest that was resumed answers within some 50 to 80 ms.
 const RESEND_AFTER: Duration = Duration::from_millis(20);
 
 /// A guest that is booting opens the port late.

@@ -101,7 +101,7 @@ impl Place {
             detach,
         };
         let operation = context.reading().await?;
-        let info = context.serving(&context.pick(None)).await?;
+        let info = context.open(&context.pick(None)).await?;
         let control = Endpoint::new(&info.control_socket).warning(warn);
         operation
             .during(async {

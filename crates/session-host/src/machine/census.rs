@@ -8,7 +8,7 @@ use dormouse_lifecycle::{Census, ContainerState, Event, Generation};
 use dormouse_mux::Agent;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::oneshot;
-use tokio::time::timeout;
+use tokio::time::{MissedTickBehavior, timeout};
 
 use super::engine_events::EventReader;
 use crate::owner::{Inbox, Message};
@@ -19,7 +19,7 @@ const ANSWER_BYTES_MAX: u64 = 64 * 1024 * 1024;
 /// How long the engine may take to say which execs run.
 const EXECS_WITHIN: Duration = Duration::from_secs(15);
 
-/// How often it is asked that, while some do and nothing else happens.
+/// How often it is asked that, while some do, whatever else happens: health checks may never be quiet for so long.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
 
 /// How long the engine may take to describe a container.
@@ -221,16 +221,18 @@ pub(super) async fn follow_containers(agent: Agent, inbox: Inbox, generation: Ge
         let mut buffer = [0; 16 * 1024];
         let mut execs_are_known = false;
         // The first bytes are the answer's head: what is asked then makes up for what happened before the subscription.
+        let mut look = tokio::time::interval(LOOK_EVERY);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            let events = match timeout(LOOK_EVERY, stream.read(&mut buffer)).await {
-                Ok(Ok(count @ 1..)) => reader.read(&buffer[..count]),
-                Ok(Ok(0) | Err(_)) => break,
-                Err(_late) if reader.running_execs() == 0 => continue,
-                Err(_late) => {
-                    let Ok(Ok(execs)) = timeout(EXECS_WITHIN, all_running_execs(&agent)).await else {
-                        continue;
-                    };
-                    reader.looked(execs);
+            let events = tokio::select! {
+                read = stream.read(&mut buffer) => match read {
+                    Ok(count @ 1..) => reader.read(&buffer[..count]),
+                    Ok(0) | Err(_) => break,
+                },
+                _ = look.tick(), if reader.running_execs() > 0 => {
+                    if let Ok(Ok(execs)) = timeout(EXECS_WITHIN, all_running_execs(&agent)).await {
+                        reader.looked(execs);
+                    }
                     Vec::new()
                 }
             };

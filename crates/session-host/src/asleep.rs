@@ -8,7 +8,7 @@
 //! ```
 //!
 //! An answer counts only while there is no VM, and only if the latest generation's sleep was sealed: after a crash, or a
-//! sleep that went wrong, everything wakes. Asked is a fixed set for each version of the API that clients use, and
+//! sleep that went wrong, everything wakes. Asked is a fixed set for each version of the API that clients spoke, and
 //! whatever they asked within the last hour. What no engine is needed for is also answered before there ever was one.
 
 mod answers;
@@ -128,16 +128,22 @@ impl Asleep {
         if !self.is_enabled() || request.target.len() > TARGET_BYTES_MAX {
             return;
         }
+        self.spoken(&request.target);
         let mut memory = self.memory();
-        if memory.versions.len() < VERSIONS_MAX {
-            memory.versions.extend(version(&request.target));
-        }
         memory.asked.insert(Question::new(&request.method, &request.target), Instant::now());
         if memory.asked.len() > QUESTIONS_MAX {
             let oldest = memory.asked.iter().min_by_key(|(_, at)| **at).map(|(question, _)| question.clone());
             if let Some(oldest) = oldest {
                 memory.asked.remove(&oldest);
             }
+        }
+    }
+
+    /// Remembers in which version of the API this was asked, whatever it was: who runs a container lists it next.
+    pub(crate) fn spoken(&self, target: &str) {
+        let mut memory = self.memory();
+        if memory.versions.len() < VERSIONS_MAX {
+            memory.versions.extend(version(target));
         }
     }
 
@@ -199,7 +205,10 @@ impl Asleep {
         let memory = self.memory();
         let mut questions: BTreeSet<_> =
             PINGS.iter().map(|(method, target)| Question::new(method, target)).collect();
-        for version in &memory.versions {
+        // Before anybody has come, the newest: it is what a client speaks that is no older than the engine.
+        let newest = self.shared.engine.iter().map(|engine| format!("/v{}", engine.api));
+        let newest: Vec<_> = newest.filter(|_| memory.versions.is_empty()).collect();
+        for version in memory.versions.iter().chain(&newest) {
             let fixed = FIXED.iter().map(|(method, path)| Question::new(method, &format!("{version}{path}")));
             questions.extend(fixed);
         }

@@ -99,6 +99,7 @@ impl Engine for SessionEngine {
 
     async fn lease(&self, request: &RequestHead, class: Class) -> Result<RequestLease, Refusal> {
         let kind = if class == Class::Events { HoldKind::Events } else { HoldKind::Request };
+        self.face.asleep.spoken(&request.target);
         let path = request.target.split('?').next().unwrap_or_default();
         let claimant = Claimant {
             kind,

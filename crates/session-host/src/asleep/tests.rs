@@ -125,6 +125,21 @@ async fn what_was_asked_is_kept_word_for_word_and_anything_else_is_not() {
 }
 
 #[tokio::test]
+async fn lists_are_kept_before_anybody_asked_for_one_in_the_version_that_clients_spoke() {
+    let folder = tempfile::tempdir().unwrap();
+    let engine = EngineFacts { version: "26.1.5".into(), api: "1.45".into(), kernel: "6.12".into() };
+    let asleep = Asleep::load(folder.path(), true, Some(engine));
+    Engine::default().captured_by(&asleep, 1).await;
+    asleep.seal(1);
+    assert!(asks(&asleep, PS, 1).is_some(), "nobody spoke any version: the newest");
+    assert!(asks(&asleep, "GET /v1.44/info", 1).is_none());
+    asleep.spoken("/v1.44/containers/create?name=web");
+    Engine::default().captured_by(&asleep, 2).await;
+    asleep.seal(2);
+    assert!(asks(&asleep, "GET /v1.44/info", 2).is_some());
+}
+
+#[tokio::test]
 async fn an_engine_that_closes_each_connection_is_asked_all_the_same() {
     let folder = tempfile::tempdir().unwrap();
     let asleep = Asleep::load(folder.path(), true, None);

@@ -14,12 +14,28 @@ use crate::stage::{Stage, host_of};
 /// Reads of an IDE that polls.
 const READS_A_SECOND: u32 = 10;
 
+/// How long something took that was done often.
+#[derive(Debug, Clone, Copy)]
+pub struct Spread {
+    /// Half of them took no longer.
+    pub median: Duration,
+    /// 99 of 100 took no longer.
+    pub p99: Duration,
+}
+
+impl Spread {
+    fn of(mut took: Vec<Duration>) -> Self {
+        took.sort();
+        Self { median: took[took.len() / 2], p99: took[took.len() * 99 / 100] }
+    }
+}
+
 /// Reads one target of a sleeping session at an IDE's pace, each over a connection of its own, and tells how long it took,
-/// beside an exchange of as many bytes with an echo server at the same moment.
+/// and an exchange of as many bytes with an echo server at the same moment.
 ///
 /// # Errors
 /// When one read isn't answered asleep.
-pub fn poll(docker_socket: &Path, target: &str, time: Duration) -> Result<()> {
+pub fn poll(docker_socket: &Path, target: &str, time: Duration) -> Result<[Spread; 2]> {
     let folder = tempfile::tempdir()?;
     let echo = folder.path().join("echo");
     let listener = UnixListener::bind(&echo)?;
@@ -44,14 +60,13 @@ pub fn poll(docker_socket: &Path, target: &str, time: Duration) -> Result<()> {
         echoes.push(asked.elapsed());
     }
     ensure!(reads.len() > 200, "{} reads", reads.len());
-    for (name, took) in [("a read while asleep", &mut reads), ("the same bytes echoed", &mut echoes)] {
-        took.sort();
-        for (share, at) in [("median", took.len() / 2), ("p99", took.len() * 99 / 100)] {
-            println!("figure: {share} of {name} = {} us", took[at].as_micros());
-        }
-    }
     println!("figure: reads while asleep = {}", reads.len());
-    Ok(())
+    let spreads = [Spread::of(reads), Spread::of(echoes)];
+    for (name, spread) in ["a read while asleep", "the same bytes echoed"].into_iter().zip(&spreads) {
+        println!("figure: median of {name} = {} us", spread.median.as_micros());
+        println!("figure: p99 of {name} = {} us", spread.p99.as_micros());
+    }
+    Ok(spreads)
 }
 
 /// Connects so often to a session whose host lingers 0 s, one client after the other: each is served, by this host or the

@@ -15,6 +15,11 @@ const POLLING: Duration = Duration::from_secs(600);
 
 const LIST: &str = "/v1.45/containers/json?all=1";
 
+/// What is wanted of a read: of half of them, of the slowest beside an echo, and of the first to a host that isn't there.
+const READ_MEDIAN: Duration = Duration::from_millis(1);
+const READ_P99_ECHOES: u32 = 3;
+const FIRST_READ: Duration = Duration::from_millis(60);
+
 const CONNECTS: usize = 10_000;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -28,7 +33,7 @@ async fn ten_minutes_of_polling_wake_nothing() -> Result<()> {
     stage.succeed(&session, &["ps", "--all"]).await?;
     fall_asleep(&session).await?;
     let before = inspect(&session).await?.vm.start_count;
-    tokio::task::block_in_place(|| poll(&session.docker_socket, LIST, POLLING))?;
+    let [read, echo] = tokio::task::block_in_place(|| poll(&session.docker_socket, LIST, POLLING))?;
     let after = inspect(&session).await?;
     ensure!(after.vm.phase == Phase::Absent, "{after:?}");
     println!("figure: wakes = {}", after.vm.start_count - before);
@@ -45,6 +50,14 @@ async fn ten_minutes_of_polling_wake_nothing() -> Result<()> {
     took.sort();
     figure("first read after the host has gone, median of 20", took[10]);
     figure("first read after the host has gone, worst of 20", took[19]);
+    ensure!(took[10] <= FIRST_READ, "the first read after the host has gone takes {:?}", took[10]);
+    ensure!(read.median <= READ_MEDIAN, "a read takes {:?}", read.median);
+    ensure!(
+        read.p99 <= READ_P99_ECHOES * echo.p99,
+        "the slowest reads take {:?}: {:?} echoed",
+        read.p99,
+        echo.p99
+    );
     Ok(())
 }
 

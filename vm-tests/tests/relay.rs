@@ -11,7 +11,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use dormouse_agent_proto::{EngineState, GuestEvent, Target};
-use dormouse_docker_proxy::{Answer, Bind, Class, Engine, Given, Lease, Mount, Refusal, RequestHead};
+use dormouse_docker_proxy::{
+    Answer, AnyPort, Bind, Class, Engine, Given, Lease, Mount, Refusal, RequestHead,
+};
 use dormouse_mux::{Agent, Stream};
 use dormouse_vm_tests::client::Client;
 use dormouse_vm_tests::stage::STATE_WITHIN;
@@ -62,7 +64,7 @@ impl Engine for Up {
         None
     }
 
-    fn free_port(&self) -> Option<u16> {
+    fn free_port(&self, _: AnyPort) -> Option<u16> {
         None
     }
 
@@ -74,6 +76,10 @@ impl Lease for Up {
 
     async fn dial(&self) -> io::Result<Stream> {
         self.0.dial(self.1.clone()).await.map_err(io::Error::other)
+    }
+
+    async fn exposed_ports(&self, _image: &str) -> Vec<String> {
+        Vec::new()
     }
 
     fn ended(&self) -> impl Future<Output = String> + Send + 'static {

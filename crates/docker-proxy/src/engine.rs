@@ -11,6 +11,7 @@ use tokio::sync::mpsc;
 use crate::class::Class;
 use crate::head::RequestHead;
 use crate::mounts::{Bind, Given, Mount};
+use crate::publish::AnyPort;
 
 /// Where answers and leases come from.
 pub trait Engine: Clone + Send + Sync + 'static {
@@ -44,7 +45,7 @@ pub trait Engine: Clone + Send + Sync + 'static {
     fn publish_address(&self) -> Option<IpAddr>;
 
     /// A number of the host for a port that is to be published, whatever its number. `None`: the engine may choose.
-    fn free_port(&self) -> Option<u16>;
+    fn free_port(&self, wanted: AnyPort) -> Option<u16>;
 
     /// A request of the class [`Class::Starts`] was answered; the client hears of it after this.
     fn started(&self) -> impl Future<Output = ()> + Send;
@@ -57,6 +58,9 @@ pub trait Lease: Send + Sync + Sized + 'static {
 
     /// Connects to the engine.
     fn dial(&self) -> impl Future<Output = io::Result<Self::Stream>> + Send;
+
+    /// The ports that an image names, such as `80/tcp`. None if there is no such image.
+    fn exposed_ports(&self, image: &str) -> impl Future<Output = Vec<String>> + Send;
 
     /// What was not as it should be when the engine was woken for this request. Told to its client alone, in the header
     /// `Dormouse-Warning`.

@@ -180,7 +180,8 @@ impl<F: FnMut(Bind<'_>) -> Mount> Settling<F> {
     }
 }
 
-fn field<'a>(object: &'a Map<String, Value>, field: &str) -> Option<&'a Value> {
+/// A field of an object.
+pub(crate) fn field<'a>(object: &'a Map<String, Value>, field: &str) -> Option<&'a Value> {
     object.iter().find(|(name, _)| is(name, field)).map(|(_, value)| value)
 }
 

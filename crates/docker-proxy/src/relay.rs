@@ -27,13 +27,14 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use crate::class::{Class, tells_paths};
-use crate::client::{BUFFER_BYTES, Broken, finish, request_head, until_gone, until_hung_up, whole_body};
+use crate::client::{BUFFER_BYTES, Broken, finish, request_head, until_gone, until_hung_up};
 use crate::engine::{Answer, Engine, Lease};
 use crate::framing::{BodyFraming, BodyScanner};
 use crate::head::{HeadError, HeadScanner, RequestHead, ResponseHead, parse_response};
 use crate::mounts::Given;
 use crate::stream::{Patience, splice};
-use crate::{mounts, publish, warnings};
+use crate::wish::Wish;
+use crate::{mounts, warnings};
 
 /// A client that is waited for so long holds no more: it may be a stopped process, or a pager that nobody scrolls.
 pub const STALLED_AFTER: Duration = Duration::from_secs(10 * 60);
@@ -94,14 +95,19 @@ async fn exchange<'client, E: Engine>(
         pass_own(answer, reader, writer, pending).await?;
         return Ok(if request.keep_alive { Next::KeepAlive } else { Next::Close });
     }
-    let mut given = Vec::new();
-    if class == Class::Creates {
-        (request, given) = settle(request, engine, reader, writer, pending).await?;
-    }
+    let mut wish = match class {
+        Class::Creates => Some(Wish::read(&request, engine, reader, writer, pending).await?),
+        _ => None,
+    };
     let ready = async {
         let lease = engine.lease(&request, class).await.map_err(Broken::Refused)?;
         match lease.dial().await {
-            Ok(stream) => Ok((lease, stream)),
+            Ok(stream) => {
+                if let Some(wish) = &mut wish {
+                    wish.publish_all(engine, &lease).await;
+                }
+                Ok((lease, stream))
+            }
             Err(error) => {
                 let lost = format!("the engine can't be reached: {error}");
                 Err(why_lost(lost, lease.ended()).await)
@@ -111,6 +117,13 @@ async fn exchange<'client, E: Engine>(
     let (lease, stream) = tokio::select! {
         ready = ready => ready?,
         gone = until_gone(reader, pending) => return Err(gone),
+    };
+    let given = match wish {
+        Some(wish) => {
+            request = request.with_body(&wish.body);
+            wish.given
+        }
+        None => Vec::new(),
     };
     let patience = Patience::default();
     let ended = lease.ended();
@@ -152,28 +165,6 @@ async fn why_lost(lost: String, ended: impl Future<Output = String>) -> Broken {
     Broken::refused(502, timeout(REASON_WITHIN, ended).await.unwrap_or(lost))
 }
 
-/// Reads the body of a request that may name paths and ports of the host, and gives the request that the engine may see,
-/// and the paths in it that are others in the VM.
-async fn settle<E: Engine>(
-    request: RequestHead,
-    engine: &E,
-    reader: &mut ReadHalf<'_>,
-    writer: &mut WriteHalf<'_>,
-    pending: &mut BytesMut,
-) -> Result<(RequestHead, Vec<Given>), Broken> {
-    let body = whole_body(&request, reader, writer, pending).await?;
-    // What isn't JSON is the engine's to complain about.
-    let Ok(mut wish) = serde_json::from_slice(&body) else {
-        return Ok((request.with_body(&body), Vec::new()));
-    };
-    let given =
-        mounts::settle(&mut wish, |bind| engine.mount(bind)).map_err(|why| Broken::refused(400, why))?;
-    let published = publish::settle(&mut wish, engine.publish_address(), || engine.free_port());
-    let changed = published || !given.is_empty();
-    let body = if changed { wish.to_string().into_bytes() } else { body };
-    Ok((request.with_body(&body), given))
-}
-
 /// Passes an answer on that isn't the engine's.
 async fn pass_own(
     answer: Answer,
@@ -210,9 +201,9 @@ struct Relaying<'a, 'client, E> {
     session: &'a E,
     request: &'a RequestHead,
     class: Class,
-    /// What is to be told in the answer.
     /// Paths of the host that the container is given, if one is created.
     given: Vec<Given>,
+    /// What is to be told in the answer.
     warnings: Vec<String>,
     reader: &'a mut ReadHalf<'client>,
     writer: &'a mut WriteHalf<'client>,

@@ -1,18 +1,24 @@
 //! `docker.sock`: the relay's engine is the session's.
 
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use dormouse_agent_proto::{BUSY_DIR, Target};
 use dormouse_api::link::HostSettings;
 use dormouse_api::{Phase, SessionState};
-use dormouse_docker_proxy::{Answer, Bind, Class, Engine, Given, Mount, Refusal, RequestHead, started_by};
+use dormouse_docker_proxy::{
+    Answer, AnyPort, Bind, Class, Engine, Given, Mount, Refusal, RequestHead, started_by,
+};
 use dormouse_lifecycle::{HoldKind, Policy};
 use dormouse_mux::Stream;
+use serde::de::IgnoredAny;
+use tokio::time::timeout;
 
 use crate::asleep::Asleep;
 use crate::events::Events;
@@ -24,6 +30,12 @@ use crate::ports::{Ports, Starting};
 
 /// Longest answer of the engine that is read here, in bytes.
 const ANSWER_BYTES_MAX: usize = 16 * 1024 * 1024;
+
+/// Longest name of an image that the engine is asked about, in bytes: a registry's, 255, a digest's.
+const IMAGE_NAME_MAX: usize = 1024;
+
+/// How long the engine may take to say which ports an image names.
+const EXPOSED_WITHIN: Duration = Duration::from_secs(10);
 
 /// What clients see of a session beside its engine. Clones are the same.
 #[derive(Debug, Clone)]
@@ -133,8 +145,8 @@ impl Engine for SessionEngine {
         Some(self.face.ports.address()).filter(IpAddr::is_ipv4)
     }
 
-    fn free_port(&self) -> Option<u16> {
-        self.face.ports.free()
+    fn free_port(&self, wanted: AnyPort) -> Option<u16> {
+        self.face.ports.free(wanted)
     }
 
     async fn started(&self) {
@@ -231,6 +243,30 @@ async fn discard(lease: &HeldLease, container: &str) {
     }
 }
 
+/// The ports that an image names. `None`: it isn't there, or the engine doesn't say.
+async fn exposed_ports(lease: &HeldLease, image: &str) -> Option<Vec<String>> {
+    #[derive(serde::Deserialize)]
+    #[serde(rename_all = "PascalCase")]
+    struct Image {
+        config: Config,
+    }
+    #[derive(serde::Deserialize)]
+    #[serde(rename_all = "PascalCase")]
+    struct Config {
+        #[serde(default)]
+        exposed_ports: Option<BTreeMap<String, IgnoredAny>>,
+    }
+    let is_name = image.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-/:@".contains(&byte));
+    if !is_name || image.len() > IMAGE_NAME_MAX {
+        return None;
+    }
+    let mut engine = lease.dial(Target::Engine).await.ok()?;
+    let (_, body) =
+        fetch::ask(&mut engine, "GET", &format!("/images/{image}/json"), ANSWER_BYTES_MAX).await.ok()?;
+    let image: Image = serde_json::from_slice(&body).ok()?;
+    Some(image.config.exposed_ports.unwrap_or_default().into_keys().collect())
+}
+
 /// What becomes of a bind mount of the engine's own socket, which is in the VM as well, and so is the folder for marks.
 /// `None`: it is another path.
 fn of_the_vm(source: &str, docker_socket: &Path) -> Option<Mount> {
@@ -251,6 +287,11 @@ impl dormouse_docker_proxy::Lease for RequestLease {
 
     async fn dial(&self) -> io::Result<Stream> {
         self.lease.dial(Target::Engine).await.map_err(io::Error::other)
+    }
+
+    async fn exposed_ports(&self, image: &str) -> Vec<String> {
+        let asking = exposed_ports(&self.lease, image);
+        timeout(EXPOSED_WITHIN, asking).await.map_or_else(|_late| Vec::new(), Option::unwrap_or_default)
     }
 
     fn warnings(&self) -> &[String] {

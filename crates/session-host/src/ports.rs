@@ -27,7 +27,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use dormouse_agent_proto::Target;
-use dormouse_docker_proxy::Refusal;
+use dormouse_docker_proxy::{AnyPort, Refusal};
 use dormouse_mux::Agent;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UdpSocket};
@@ -211,11 +211,15 @@ impl Ports {
         self.shared.address
     }
 
-    /// A number of the session's own for a port that a client wants published, whatever its number.
-    pub(crate) fn free(&self) -> Option<u16> {
+    /// A number for a port that a client wants published: of the session's own, or of those that it would take.
+    pub(crate) fn free(&self, wanted: AnyPort) -> Option<u16> {
         let mut table = self.table();
         let Table { doors, free, .. } = &mut *table;
-        free.next(|port| !doors.keys().any(|door| door.address.port() == port))
+        let unused = |port| !doors.keys().any(|door| door.address.port() == port);
+        match wanted.among {
+            None => free.next(unused),
+            Some(among) => Some(free.among(among, wanted.address.unwrap_or(self.shared.address), unused)),
+        }
     }
 
     /// Binds the doors that a container is going to have, before it is started.

@@ -1,10 +1,11 @@
 //! Published ports, from the host's side.
 
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::ops::RangeInclusive;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use dormouse_api::SessionInfo;
 use dormouse_vm_tests::stage::{STATE_WITHIN, Stage, fall_asleep, host_of, inspect};
 use dormouse_vm_tests::{fetch, figure, project};
@@ -17,6 +18,19 @@ const SERVER: &str = "echo served > /index.html; exec httpd -f -p 80 -h /";
 /// A number that was free a moment ago.
 fn free() -> Result<u16> {
     Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+}
+
+/// Three numbers, of which somebody else has the first.
+fn range_behind_a_taken_number() -> Result<(TcpListener, RangeInclusive<u16>)> {
+    for _ in 0..100 {
+        let taken = TcpListener::bind("127.0.0.1:0")?;
+        let first = taken.local_addr()?.port();
+        let others = [1, 2].map(|more| TcpListener::bind(("127.0.0.1", first.saturating_add(more))).ok());
+        if others.iter().all(Option::is_some) {
+            return Ok((taken, first..=first + 2));
+        }
+    }
+    bail!("no three numbers in a row are free");
 }
 
 fn is_open(address: SocketAddr) -> bool {
@@ -77,6 +91,41 @@ pub(crate) async fn ports_are_published_on_the_host(stage: &Stage, session: &Ses
     let wide = free()?;
     server(stage, session, "wide", &format!("0.0.0.0:{wide}:80")).await?;
     ensure!(fetch(&format!("127.0.0.2:{wide}"))?.ends_with("served\n"));
+
+    // One of several: the next that neither another container nor another program of the host has.
+    let (taken, range) = range_behind_a_taken_number()?;
+    for name in ["first", "second"] {
+        server(stage, session, name, &format!("{}-{}:80", range.start(), range.end())).await?;
+        let told = stage.succeed(session, &["port", name]).await?;
+        let next = range.start() + if name == "first" { 1 } else { 2 };
+        ensure!(told == format!("80/tcp -> 127.0.0.1:{next}\n"), "{told}");
+        ensure!(fetch(&format!("127.0.0.1:{next}"))?.ends_with("served\n"));
+    }
+    let whole = format!("{}-{}:80", range.start(), range.end());
+    let full = stage.run(session, &["run", "--publish", &whole, "busybox", "true"]).await?;
+    let errors = String::from_utf8_lossy(&full.stderr);
+    ensure!(full.status.code() == Some(125) && errors.contains("address already in use"), "{errors}");
+    drop(taken);
+
+    // All that the image and the client name.
+    let all = [
+        "run",
+        "--detach",
+        "--name",
+        "all",
+        "--publish-all",
+        "--expose",
+        "80",
+        "busybox",
+        "sh",
+        "-c",
+        SERVER,
+    ];
+    stage.succeed(session, &all).await?;
+    let told = stage.succeed(session, &["port", "all"]).await?;
+    let number = told.trim().strip_prefix("80/tcp -> 127.0.0.1:").with_context(|| told.clone())?;
+    ensure!(fetch(&format!("127.0.0.1:{number}"))?.ends_with("served\n"), "{told}");
+    stage.succeed(session, &["rm", "--force", "first", "second", "all"]).await?;
 
     // Taken by another container, and by another program of the host.
     let taken = TcpListener::bind("127.0.0.1:0")?;

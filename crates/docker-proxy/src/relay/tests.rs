@@ -9,6 +9,7 @@ use tokio::sync::watch;
 use super::*;
 use crate::engine::Refusal;
 use crate::mounts::{Bind, Given, Mount};
+use crate::publish::AnyPort;
 
 /// An engine whose connections are handed to a script.
 #[derive(Clone)]
@@ -79,7 +80,7 @@ impl Engine for Script {
         None
     }
 
-    fn free_port(&self) -> Option<u16> {
+    fn free_port(&self, _: AnyPort) -> Option<u16> {
         Some(20_000)
     }
 
@@ -112,6 +113,10 @@ impl Lease for Held {
         let (ours, theirs) = duplex(1024);
         self.script.dials.send(theirs).await.map_err(io::Error::other)?;
         Ok(ours)
+    }
+
+    async fn exposed_ports(&self, image: &str) -> Vec<String> {
+        vec![if image == "web" { "80/tcp" } else { "9/tcp" }.to_owned()]
     }
 
     fn warnings(&self) -> &[String] {
@@ -589,7 +594,11 @@ async fn a_body_that_was_looked_at_reaches_the_engine_unchanged_but_for_paths_an
     let plain = r#"{"Image":"busybox", "x" :1}"#;
     let anywhere = r#"{"HostConfig":{"PortBindings":{"80/tcp":[{"HostPort":""}]}}}"#;
     let somewhere = r#"{"HostConfig":{"PortBindings":{"80/tcp":[{"HostPort":"20000"}]}}}"#;
-    for (sent, arrives) in [(socket, theirs), (plain, plain), (anywhere, somewhere), ("no JSON", "no JSON")] {
+    let all = r#"{"HostConfig":{"PublishAllPorts":true},"Image":"web"}"#;
+    let chosen = r#"{"HostConfig":{"PublishAllPorts":true,"PortBindings":{"80/tcp":[{"HostIp":"","HostPort":"20000"}]}},"Image":"web"}"#;
+    for (sent, arrives) in
+        [(socket, theirs), (plain, plain), (anywhere, somewhere), (all, chosen), ("no JSON", "no JSON")]
+    {
         let head = "POST /containers/create HTTP/1.1\r\nHost: d\r\n";
         let request = format!("{head}Expect: 100-continue\r\nContent-Length: {}\r\n\r\n", sent.len());
         stage.client.write_all(request.as_bytes()).await.unwrap();

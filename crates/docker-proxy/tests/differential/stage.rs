@@ -8,7 +8,9 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
-use dormouse_docker_proxy::{Answer, Bind, Class, Engine, Given, Lease, Mount, Refusal, RequestHead, serve};
+use dormouse_docker_proxy::{
+    Answer, AnyPort, Bind, Class, Engine, Given, Lease, Mount, Refusal, RequestHead, serve,
+};
 use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::{Frame, Incoming};
@@ -143,7 +145,7 @@ impl Engine for Behind {
         None
     }
 
-    fn free_port(&self) -> Option<u16> {
+    fn free_port(&self, _: AnyPort) -> Option<u16> {
         None
     }
 
@@ -157,6 +159,10 @@ impl Lease for Behind {
         let (ours, engine) = UnixStream::pair()?;
         tokio::spawn(serve_engine(engine, Arc::clone(&self.0)));
         Ok(ours)
+    }
+
+    async fn exposed_ports(&self, _image: &str) -> Vec<String> {
+        Vec::new()
     }
 
     fn ended(&self) -> impl Future<Output = String> + Send + 'static {

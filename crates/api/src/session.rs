@@ -390,6 +390,8 @@ pub struct HoldInfo {
 pub enum HoldKind {
     /// A request in flight.
     Request,
+    /// One that only looks: the grace period runs on meanwhile.
+    Read,
     /// An operation token.
     Operation,
     /// A root process.

@@ -58,6 +58,8 @@ pub(crate) struct Seen {
     pub(crate) paused: bool,
     /// The VM was told to stand still, and not yet to run on.
     pub(crate) dozes: bool,
+    /// The grace period is over, and nobody but those who look has held the VM since.
+    pub(crate) graced: bool,
     pub(crate) pinned: bool,
     /// The grace period is `never`.
     pub(crate) never: bool,
@@ -121,6 +123,7 @@ impl State {
         for action in actions {
             self.see(&glance, before, action)?;
         }
+        self.mind_the_grace(&glance);
         self.compare(scope, stage)?;
         self.judge_exit(stage, event, before)?;
         self.judge_rest(scope, after)?;
@@ -229,6 +232,11 @@ impl State {
 
     /// Whether anything holds against the sleep that comes by itself, or against the one that is asked for.
     fn is_held(&self, scope: &Scope, request: Request) -> bool {
+        self.is_used(scope, request) || self.clients.iter().any(|client| is_looking(scope, client))
+    }
+
+    /// The same, without those who only look.
+    fn is_used(&self, scope: &Scope, request: Request) -> bool {
         let config = &scope.config;
         let containers = match (config.idle_action, config.running) {
             (SleepHow::Suspend, RunningContainers::Suspend) => false,
@@ -239,11 +247,27 @@ impl State {
         let strong = |client: &Client| match client {
             Client::Holding(claim) => match scope.claims[*claim].0 {
                 HoldKind::Activity => request != Request::Suspend,
+                HoldKind::Read => false,
                 kind => !kind.is_weak(),
             },
             Client::Idle | Client::Waiting(_) | Client::Ended => false,
         };
         self.clients.iter().any(strong) || self.seen.pinned || containers
+    }
+
+    /// Keeps in mind whether the grace period has come to its end while nobody but lookers held the VM.
+    fn mind_the_grace(&mut self, glance: &Glance<'_>) {
+        let begins_anew = match (glance.made, glance.event) {
+            (Move::Ask { claim, .. }, _) => match glance.scope.claims[*claim].0 {
+                HoldKind::Read => false,
+                kind => !kind.is_weak() || glance.actions.contains(&Action::Rouse { generation: PRESENT }),
+            },
+            (_, Event::GraceChanged(_) | Event::Configured(_)) => !self.counting,
+            _ => false,
+        };
+        let is_used = self.is_used(glance.scope, self.request);
+        let rests = self.seen.stage == Stage::Up && !self.seen.paused && !is_used;
+        self.seen.graced = rests && !begins_anew && (self.seen.graced || glance.is_due());
     }
 
     fn holding(&self) -> usize {
@@ -505,9 +529,13 @@ impl State {
             self.seen.stage == Stage::Up && !self.seen.exit_told,
             "the engine of a VM is asked that isn't up",
         )?;
-        ensure(glance.is_due() || asked, "rule 3: the engine is asked before the grace period is over")?;
+        let looked_away = self.seen.graced && matches!(glance.made, Move::Drop { .. });
         ensure(
-            !self.is_held(glance.scope, self.request),
+            glance.is_due() || asked || looked_away,
+            "rule 3: the engine is asked before the grace period is over",
+        )?;
+        ensure(
+            !self.is_used(glance.scope, self.request),
             "rule 3: the engine is asked while something holds",
         )?;
         ensure(self.seen.may_sleep(&glance.scope.config), "rule 11: an ephemeral session is about to sleep")?;
@@ -682,7 +710,7 @@ impl State {
                 ensure(view.deadline.is_some(), "rule 8: a VM without a hold has no deadline")
             }
             PhaseName::Counting => {
-                ensure(!self.is_held(scope, self.request), "rule 3: a count goes on though something holds")
+                ensure(!self.is_used(scope, self.request), "rule 3: a count goes on though something holds")
             }
             PhaseName::Dozing => {
                 ensure(!held && may_sleep, "rule 3: a VM dozes that is held or may not sleep")?;
@@ -722,6 +750,10 @@ impl State {
         });
         ensure(kept, "rule 10: the reason that was decided is overwritten")
     }
+}
+
+fn is_looking(scope: &Scope, client: &Client) -> bool {
+    matches!(client, Client::Holding(claim) if scope.claims[*claim].0 == HoldKind::Read)
 }
 
 /// Rule 13: what must survive is written before anything is done about it.

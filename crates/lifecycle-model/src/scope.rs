@@ -61,6 +61,7 @@ const KINDS: &[(HoldKind, Policy)] = &[
     (HoldKind::Request, Policy::Acquire),
     (HoldKind::Operation, Policy::Acquire),
     (HoldKind::RootProcess, Policy::Acquire),
+    (HoldKind::Read, Policy::Acquire),
     (HoldKind::Events, Policy::Acquire),
     (HoldKind::Request, Policy::ExistingOnly),
 ];
@@ -70,6 +71,7 @@ const ACTIVITY: &[(HoldKind, Policy)] =
 
 const KINDS_AND_ACTIVITY: &[(HoldKind, Policy)] = &[
     (HoldKind::Request, Policy::Acquire),
+    (HoldKind::Read, Policy::Acquire),
     (HoldKind::Events, Policy::Acquire),
     (HoldKind::Activity, Policy::ExistingOnly),
 ];

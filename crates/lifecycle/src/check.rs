@@ -2,6 +2,7 @@
 
 use crate::config::Limits;
 use crate::hold::Policy;
+use crate::idle::Holding;
 use crate::phase::{Disk, Engine, Phase, Reopen, Rest, Stage, Then};
 use crate::session::{Mode, Session};
 
@@ -33,11 +34,14 @@ impl Session {
             Phase::Absent | Phase::Starting(_) | Phase::Terminated(_) => Ok(()),
             Phase::Running(running) => {
                 ensure(self.mode == Mode::Serving, "a VM is up at a host that goes")?;
-                let held = self.is_held(&running.vm);
+                let holding = self.holding(&running.vm, None);
                 match running.rest {
-                    Rest::Busy => ensure(held, "busy with nothing"),
+                    Rest::Busy => ensure(holding == Holding::Used, "busy with nothing"),
+                    Rest::Looked { .. } => {
+                        ensure(holding == Holding::LookedAt, "looked at by nobody, or used")
+                    }
                     Rest::Idle { since, deadline } => {
-                        ensure(!held, "idle though something holds")?;
+                        ensure(holding == Holding::Nothing, "idle though something holds")?;
                         let expected = self.idle_deadline(since, running.vm.not_before);
                         ensure(deadline == expected, "the idle deadline isn't what was set")
                     }
@@ -47,8 +51,8 @@ impl Session {
                 }
             }
             Phase::Counting(counting) => {
-                let held = self.is_held_against(&counting.vm, counting.aim.wish());
-                ensure(!held, "counting though something holds")?;
+                let holding = self.holding(&counting.vm, counting.aim.wish());
+                ensure(holding != Holding::Used, "counting though something holds")?;
                 ensure(self.config.storage.may_sleep(), "counting though it may not sleep")?;
                 ensure(counting.unanswered < Limits::COUNTS, "asked too often")
             }

@@ -101,6 +101,7 @@ flaws! {
     H99: "a suspend that failed too late is taken for the end of its VM",
     D1: "a VM that dozes is leased, counted or put to sleep without being run on",
     D2: "what holds a VM that dozes has it doze on",
+    L1: "the sleep begins under a request that only looks",
 }
 
 /// What some of the bugs do, where one line doesn't say it.

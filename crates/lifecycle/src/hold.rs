@@ -27,6 +27,9 @@ pub enum Policy {
 pub enum HoldKind {
     /// A request that is being answered.
     Request,
+    /// A request that only looks. It holds while it is answered, and the grace period runs on meanwhile: so whoever polls
+    /// keeps no VM up that nobody uses.
+    Read,
     /// A job of several requests.
     Operation,
     /// A process in the VM's root namespace; lasts as long as the process or a client that holds it.
@@ -52,6 +55,7 @@ impl HoldKind {
         match self {
             Self::Events | Self::Connection => true,
             Self::Request
+            | Self::Read
             | Self::Operation
             | Self::RootProcess
             | Self::Exec
@@ -65,6 +69,7 @@ impl HoldKind {
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Request => "request",
+            Self::Read => "read",
             Self::Operation => "operation",
             Self::RootProcess => "root-process",
             Self::Exec => "exec",

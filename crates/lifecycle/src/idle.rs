@@ -13,6 +13,15 @@ use crate::phase::{
 };
 use crate::session::{Mode, Session, Step};
 
+/// What holds a VM, from nothing to what its grace period begins after.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Holding {
+    Nothing,
+    /// Requests that only look: no sleep begins under them, and the grace period runs on.
+    LookedAt,
+    Used,
+}
+
 impl Session {
     /// Whether anything strong holds this VM against the sleep that comes by itself.
     pub(crate) fn is_held(&self, vm: &Vm) -> bool {
@@ -21,24 +30,32 @@ impl Session {
 
     /// Whether anything strong holds this VM against a sleep, by the means that somebody asked for if anybody did.
     pub(crate) fn is_held_against(&self, vm: &Vm, wish: Option<SleepHow>) -> bool {
-        let counts = |kind| match (kind, wish) {
-            (HoldKind::Activity, Some(SleepHow::Suspend)) => false,
-            (kind, _) => self.counts(kind),
-        };
-        vm.leases.values().any(|held| counts(held.claim.kind))
-            || !self.pins.is_empty()
-            || vm.census.holds(self.running_containers())
+        self.holding(vm, wish) != Holding::Nothing
     }
 
-    /// Whether a lease of this kind holds: all do but those that are only listed.
-    fn counts(&self, kind: HoldKind) -> bool {
-        match kind {
-            HoldKind::Operation => !flaw!(self, H23),
-            HoldKind::RootProcess => !flaw!(self, H24),
-            HoldKind::Request | HoldKind::Exec | HoldKind::Container | HoldKind::Activity | HoldKind::Pin => {
-                true
+    /// What holds this VM against such a sleep.
+    pub(crate) fn holding(&self, vm: &Vm, wish: Option<SleepHow>) -> Holding {
+        let containers = vm.census.holds(self.running_containers());
+        let leases = vm.leases.values().map(|held| self.holding_of(held.claim.kind, wish));
+        let strongest = leases.max().unwrap_or(Holding::Nothing);
+        if containers || !self.pins.is_empty() { Holding::Used } else { strongest }
+    }
+
+    /// What a lease of this kind does: all hold but those that are only listed.
+    fn holding_of(&self, kind: HoldKind, wish: Option<SleepHow>) -> Holding {
+        let overlooked = match kind {
+            HoldKind::Operation => flaw!(self, H23),
+            HoldKind::RootProcess => flaw!(self, H24),
+            HoldKind::Activity => wish == Some(SleepHow::Suspend),
+            HoldKind::Events | HoldKind::Connection => true,
+            HoldKind::Read | HoldKind::Request | HoldKind::Exec | HoldKind::Container | HoldKind::Pin => {
+                false
             }
-            HoldKind::Events | HoldKind::Connection => false,
+        };
+        match kind {
+            _ if overlooked => Holding::Nothing,
+            HoldKind::Read => Holding::LookedAt,
+            _ => Holding::Used,
         }
     }
 
@@ -61,15 +78,15 @@ impl Session {
             self.crash_alive(step, vm, Claims::new(), Cause::EngineDied, details);
             return;
         }
-        let rest = match vm.disk {
-            Disk::Failing(_) => Rest::Paused {
+        let (since, deadline) = (step.now, self.idle_deadline(step.now, vm.not_before));
+        let rest = match (&vm.disk, self.holding(&vm, None)) {
+            (Disk::Failing(_), _) => Rest::Paused {
                 retry_at: step.now.after(self.config.limits.io_retry),
                 give_up_at: step.now.after(self.config.limits.io_give_up),
             },
-            Disk::Writable if self.is_held(&vm) => Rest::Busy,
-            Disk::Writable => {
-                Rest::Idle { since: step.now, deadline: self.idle_deadline(step.now, vm.not_before) }
-            }
+            (Disk::Writable, Holding::Used) => Rest::Busy,
+            (Disk::Writable, Holding::LookedAt) => Rest::Looked { since, deadline, then: self.aim() },
+            (Disk::Writable, Holding::Nothing) => Rest::Idle { since, deadline },
         };
         self.enter(step, Phase::Running(Running { vm, rest }));
     }
@@ -77,15 +94,31 @@ impl Session {
     /// Looks again at whether the VM is held, after something that holds came or went.
     pub(crate) fn review(&mut self, step: &mut Step<'_>) {
         let changed = match &self.phase {
-            Phase::Running(Running { vm, rest }) => match rest {
-                Rest::Busy => !self.is_held(vm) && !flaw!(self, H18),
-                Rest::Idle { .. } => self.is_held(vm),
-                Rest::Paused { .. } => false,
+            Phase::Running(Running { vm, rest }) => match (rest, self.holding(vm, None)) {
+                (Rest::Idle { since, deadline }, Holding::LookedAt) => {
+                    let looked = Rest::Looked { since: *since, deadline: *deadline, then: self.aim() };
+                    return self.rest(step, looked);
+                }
+                (Rest::Looked { since, deadline, then }, Holding::Nothing) => {
+                    let is_over = deadline.is_some_and(|deadline| deadline <= step.now);
+                    let idle = Rest::Idle { since: *since, deadline: *deadline };
+                    return match *then {
+                        then if is_over => self.look_away(step, then),
+                        _ => self.rest(step, idle),
+                    };
+                }
+                (Rest::Busy, holding) => holding != Holding::Used && !flaw!(self, H18),
+                (Rest::Looked { .. } | Rest::Idle { .. }, holding) => holding == Holding::Used,
+                (Rest::Paused { .. }, _) => false,
             },
             Phase::Counting(counting) => {
-                self.is_held_against(&counting.vm, counting.aim.wish()) && !flaw!(self, H4)
+                self.holding(&counting.vm, counting.aim.wish()) == Holding::Used && !flaw!(self, H4)
             }
-            Phase::Dozing(dozing) => self.is_held(&dozing.vm) && !flaw!(self, D2),
+            Phase::Dozing(dozing) => match self.holding(&dozing.vm, None) {
+                Holding::Nothing => false,
+                Holding::LookedAt => return self.look(step),
+                Holding::Used => !flaw!(self, D2),
+            },
             Phase::Absent
             | Phase::Starting(_)
             | Phase::Committed(_)
@@ -95,6 +128,41 @@ impl Session {
         if changed {
             self.resettle(step, &SleepOutcome::Busy);
         }
+    }
+
+    /// What a sleep that comes by itself begins with.
+    pub(crate) fn aim(&self) -> Aim {
+        self.config.doze.map_or(Aim::Sleep(None), |_| Aim::Doze(None))
+    }
+
+    /// The grace period runs on, whoever looks.
+    fn rest(&mut self, step: &mut Step<'_>, rest: Rest) {
+        if let Phase::Running(Running { vm, .. }) = self.phase.take() {
+            self.enter(step, Phase::Running(Running { vm, rest }));
+        }
+    }
+
+    /// Nobody looks any more at a VM whose grace period is over.
+    fn look_away(&mut self, step: &mut Step<'_>, then: Aim) {
+        if let Phase::Running(Running { vm, .. }) = self.phase.take() {
+            self.begin_counting(step, vm, Vec::new(), then);
+        }
+    }
+
+    /// Somebody looks at a VM whose grace period is over, unless it has been told meanwhile that there is none. How long it is
+    /// to doze goes on to count as well.
+    fn look(&mut self, step: &mut Step<'_>) {
+        let (vm, then) = match self.phase.take() {
+            Phase::Counting(Counting { vm, aim, .. }) => (vm, aim),
+            Phase::Dozing(Dozing { vm, deadline }) => (vm, Aim::Doze(Some(deadline))),
+            phase => {
+                self.phase = phase;
+                return;
+            }
+        };
+        let deadline = self.idle_deadline(step.now, vm.not_before).map(|_| step.now);
+        let rest = Rest::Looked { since: step.now, deadline, then };
+        self.enter(step, Phase::Running(Running { vm, rest }));
     }
 
     /// Decides anew whether a VM that is up is busy or idle. A count under way is called off, and so is a doze.
@@ -156,20 +224,28 @@ impl Session {
         let by = wish.unwrap_or_else(|| self.sleep_how(&counting.vm));
         // Whatever the settings say of a suspend, no running container is stopped.
         let loses = by == SleepHow::Stop && counting.vm.census.is_working();
-        if looks && (loses || self.is_held_against(&counting.vm, wish)) {
+        let holding = self.holding(&counting.vm, wish);
+        let is_looked_at = holding == Holding::LookedAt && !flaw!(self, L1);
+        if looks && is_looked_at && !loses && counting.requests.is_empty() {
+            self.phase = Phase::Counting(counting);
+            self.look(step);
+            return;
+        }
+        if looks && (loses || is_looked_at || holding == Holding::Used) {
             answer(step, counting.requests, &SleepOutcome::Busy);
             self.settle(step, counting.vm);
             return;
         }
         match (counting.aim, self.config.doze) {
             // It was told meanwhile never to fall asleep by itself.
-            (Aim::Doze, _) if self.config.grace == Grace::Never => self.settle(step, counting.vm),
-            (Aim::Doze, Some(doze)) => {
+            (Aim::Doze(_), _) if self.config.grace == Grace::Never => self.settle(step, counting.vm),
+            (Aim::Doze(until), Some(doze)) if until.is_none_or(|until| until > step.now) => {
                 let Counting { vm, .. } = counting;
                 step.act(Action::Doze { generation: vm.generation });
-                self.enter(step, Phase::Dozing(Dozing { vm, deadline: step.now.after(doze) }));
+                let deadline = until.unwrap_or_else(|| step.now.after(doze));
+                self.enter(step, Phase::Dozing(Dozing { vm, deadline }));
             }
-            (Aim::Doze, None) | (Aim::Sleep(_), _) => {
+            (Aim::Doze(_) | Aim::Sleep(_), _) => {
                 self.commit(step, counting.vm, by, Then::Absent, counting.requests);
             }
         }
@@ -254,11 +330,15 @@ impl Session {
             Phase::Running(_) if !self.config.storage.may_sleep() && !flaw!(self, H31) => {
                 SleepOutcome::Disabled
             }
-            Phase::Running(Running { rest: Rest::Busy, .. }) if is_held => SleepOutcome::Busy,
+            Phase::Running(Running { rest: Rest::Busy | Rest::Looked { .. }, .. }) if is_held => {
+                SleepOutcome::Busy
+            }
             Phase::Running(Running { rest: Rest::Paused { .. }, .. }) => {
                 SleepOutcome::Failed("the VM is paused by an I/O error".into())
             }
-            Phase::Running(Running { rest: Rest::Idle { .. } | Rest::Busy, .. }) => {
+            Phase::Running(Running {
+                rest: Rest::Idle { .. } | Rest::Looked { .. } | Rest::Busy, ..
+            }) => {
                 if let Phase::Running(running) = self.phase.take() {
                     self.begin_counting(step, running.vm, Vec::from([request]), Aim::Sleep(how));
                 }
@@ -271,7 +351,7 @@ impl Session {
                 return;
             }
             // Who asks is told of a sleep, and not of a doze.
-            Phase::Counting(Counting { requests, aim: aim @ Aim::Doze, .. }) => {
+            Phase::Counting(Counting { requests, aim: aim @ Aim::Doze(_), .. }) => {
                 *aim = Aim::Sleep(how);
                 requests.push(request);
                 return;

@@ -2,7 +2,7 @@
 
 use crate::action::{Action, EndReason, Refusal, SleepOutcome};
 use crate::flaw::flaw;
-use crate::hold::{Claim, Claims, Held, Policy};
+use crate::hold::{Claim, Claims, Held, HoldKind, Policy};
 use crate::id::LeaseId;
 use crate::phase::{Disk, Phase, Reopen, Rest, Then, Vm};
 use crate::session::{Mode, Session, Step};
@@ -50,11 +50,11 @@ impl Session {
         }
     }
 
-    /// Whoever asks while the engine is being asked is served at once: the count is called off. Whoever asks while the VM
-    /// dozes has it run on, even if it keeps nothing awake.
+    /// Whoever asks while the engine is being asked is served at once: the count is called off, but by those who only look.
+    /// Whoever asks while the VM dozes has it run on, even if it keeps nothing awake.
     fn grant(&mut self, step: &mut Step<'_>, lease: LeaseId, claim: Claim) {
         let limit = self.config.limits.leases;
-        let counted = !flaw!(self, H1);
+        let (counted, looks) = (!flaw!(self, H1), claim.kind == HoldKind::Read);
         let Some(vm) = self.phase.vm_mut() else { return };
         if vm.leases.len() >= limit {
             step.act(Action::Refuse { lease, refusal: Refusal::TooMany { limit } });
@@ -65,7 +65,7 @@ impl Session {
         }
         step.act(Action::Grant { lease, generation: vm.generation });
         step.publish();
-        if self.phase.dozes().is_some() && !flaw!(self, D2) {
+        if self.phase.dozes().is_some() && !looks && !flaw!(self, D2) {
             self.resettle(step, &SleepOutcome::Busy);
         } else {
             self.review(step);
@@ -84,7 +84,7 @@ impl Session {
             (Phase::Absent, Policy::Acquire) => Verdict::Start,
             (Phase::Starting(_), Policy::Acquire) => Verdict::Wait,
             (Phase::Running(running), Policy::Acquire | Policy::ExistingOnly) => match &running.rest {
-                Rest::Busy | Rest::Idle { .. } => Verdict::Grant,
+                Rest::Busy | Rest::Looked { .. } | Rest::Idle { .. } => Verdict::Grant,
                 Rest::Paused { .. } => Verdict::Refuse(running.vm.pause_refusal()),
             },
             (Phase::Counting(_) | Phase::Dozing(_), Policy::Acquire | Policy::ExistingOnly) => Verdict::Grant,

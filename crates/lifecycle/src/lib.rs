@@ -24,7 +24,7 @@
 //! |---|---|
 //! | Absent | no VM; maybe a snapshot |
 //! | Starting | a VM is being made, or one that an earlier host left is being looked for; leases queue |
-//! | Running | leases are granted. *Busy*, *idle* with a deadline, or *paused* by an I/O error |
+//! | Running | leases are granted. *Busy*, *looked at* while the grace period runs on, *idle* with a deadline, or *paused* by an I/O error |
 //! | Counting | nothing else holds, and the engine is asked what runs; a lease calls it off |
 //! | Dozing | between two counts, where it is set: the VM's vCPUs are stopped; a lease has it run on at once |
 //! | Committed | a sleep that will happen: hooks are told, `Acquire` waits for the next VM, `ExistingOnly` is served |

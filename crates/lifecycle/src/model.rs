@@ -11,7 +11,7 @@ use crate::config::Grace;
 use crate::flaw::Flaw;
 use crate::hold::{Claims, Text};
 use crate::id::{Ask, Generation, Incarnation, LeaseId};
-use crate::phase::{Disk, Engine, Killed, Phase, Rest, Running, Stage, Stopping, Then, Vm};
+use crate::phase::{Aim, Disk, Engine, Killed, Phase, Rest, Running, Stage, Stopping, Then, Vm};
 use crate::session::Session;
 use crate::time::Timestamp;
 use crate::view::Latest;
@@ -77,10 +77,16 @@ impl Session {
             Phase::Starting(starting) => times.push(&mut starting.deadline),
             Phase::Running(Running { rest, .. }) => match rest {
                 Rest::Busy => {}
+                Rest::Looked { deadline, then, .. } => {
+                    times.extend(deadline.iter_mut().chain(dozes_until(then)))
+                }
                 Rest::Idle { deadline, .. } => times.extend(deadline),
                 Rest::Paused { retry_at, give_up_at } => times.extend([retry_at, give_up_at]),
             },
-            Phase::Counting(counting) => times.push(&mut counting.deadline),
+            Phase::Counting(counting) => {
+                times.push(&mut counting.deadline);
+                times.extend(dozes_until(&mut counting.aim));
+            }
             Phase::Dozing(dozing) => times.push(&mut dozing.deadline),
             Phase::Committed(committed) => times.push(&mut committed.deadline),
             Phase::Stopping(stopping) => times.push(&mut stopping.deadline),
@@ -101,6 +107,13 @@ impl Session {
         if let Some(time) = self.clocked().into_iter().filter(|time| **time == FAR).nth(index) {
             *time = now;
         }
+    }
+}
+
+fn dozes_until(aim: &mut Aim) -> Option<&mut Timestamp> {
+    match aim {
+        Aim::Doze(until) => until.as_mut(),
+        Aim::Sleep(_) => None,
     }
 }
 
@@ -131,7 +144,7 @@ fn normalise_phase(
             }
         }
         Phase::Running(running) => {
-            if let Rest::Idle { since, .. } = &mut running.rest {
+            if let Rest::Looked { since, .. } | Rest::Idle { since, .. } = &mut running.rest {
                 // So that the deadline is still the grace period from here.
                 *since = Timestamp::from_millis(FAR.as_millis() - grace.as_millis() as u64);
             }

@@ -65,6 +65,8 @@ pub(crate) struct Running {
 pub(crate) enum Rest {
     /// Something strong holds.
     Busy,
+    /// Only those hold who look, and the grace period runs on: from when, to which end, and what follows then.
+    Looked { since: Timestamp, deadline: Option<Timestamp>, then: Aim },
     /// Nothing strong holds; at the deadline the engine is asked. No deadline: never by itself.
     Idle { since: Timestamp, deadline: Option<Timestamp> },
     /// The VM is paused by an I/O error.
@@ -85,8 +87,8 @@ pub(crate) struct Counting {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub(crate) enum Aim {
-    /// The VM dozes first.
-    Doze,
+    /// The VM dozes first; if it has done so, to the end that this had.
+    Doze(Option<Timestamp>),
     /// It is put to sleep: by the means that somebody wants, or as the settings say.
     Sleep(Option<SleepHow>),
 }
@@ -95,7 +97,7 @@ impl Aim {
     /// By what means somebody wants the sleep.
     pub(crate) fn wish(self) -> Option<SleepHow> {
         match self {
-            Self::Doze => None,
+            Self::Doze(_) => None,
             Self::Sleep(wish) => wish,
         }
     }
@@ -430,7 +432,7 @@ impl Phase {
             Self::Absent | Self::Terminated(_) => None,
             Self::Starting(starting) => Some(starting.deadline),
             Self::Running(Running { rest, .. }) => match rest {
-                Rest::Busy => None,
+                Rest::Busy | Rest::Looked { .. } => None,
                 Rest::Idle { deadline, .. } => *deadline,
                 Rest::Paused { retry_at, give_up_at } => Some(*retry_at.min(give_up_at)),
             },

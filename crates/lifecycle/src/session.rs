@@ -204,10 +204,9 @@ impl Session {
             phase @ (Phase::Absent | Phase::Terminated(_)) => self.phase = phase,
             Phase::Starting(starting) => self.start_timed_out(step, starting),
             Phase::Running(Running { vm, rest }) => match rest {
-                Rest::Busy => self.phase = Phase::Running(Running { vm, rest }),
+                Rest::Busy | Rest::Looked { .. } => self.phase = Phase::Running(Running { vm, rest }),
                 Rest::Idle { .. } => {
-                    let aim = self.config.doze.map_or(Aim::Sleep(None), |_| Aim::Doze);
-                    self.begin_counting(step, vm, Vec::new(), aim);
+                    self.begin_counting(step, vm, Vec::new(), self.aim());
                 }
                 Rest::Paused { give_up_at, .. } => self.resume_or_give_up(step, vm, give_up_at),
             },
@@ -244,9 +243,15 @@ impl Session {
         } else {
             self.review(step);
         }
-        if let Phase::Running(Running { vm, rest: Rest::Idle { since, .. } }) = &self.phase {
+        if let Phase::Running(Running { vm, rest: Rest::Looked { since, .. } | Rest::Idle { since, .. } }) =
+            &self.phase
+        {
             let renewed = self.idle_deadline(*since, vm.not_before);
-            if let Phase::Running(Running { rest: Rest::Idle { deadline, .. }, .. }) = &mut self.phase {
+            if let Phase::Running(Running {
+                rest: Rest::Looked { deadline, .. } | Rest::Idle { deadline, .. },
+                ..
+            }) = &mut self.phase
+            {
                 *deadline = renewed;
             }
         }

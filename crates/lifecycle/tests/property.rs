@@ -101,7 +101,12 @@ fn outside() -> impl Strategy<Value = Event> {
 }
 
 fn deed() -> impl Strategy<Value = Deed> {
-    let kind = prop_oneof![Just(HoldKind::Request), Just(HoldKind::Operation), Just(HoldKind::RootProcess)];
+    let kind = prop_oneof![
+        Just(HoldKind::Request),
+        Just(HoldKind::Read),
+        Just(HoldKind::Operation),
+        Just(HoldKind::RootProcess)
+    ];
     let policy = prop_oneof![3 => Just(Policy::Acquire), 1 => Just(Policy::ExistingOnly)];
     prop_oneof![
         8 => (0..12_u64, kind, policy).prop_map(|(lease, kind, policy)| Deed::Ask { lease, kind, policy }),

@@ -59,7 +59,12 @@ impl Face {
             seed.wrapping_mul(31).wrapping_add(u64::from(byte))
         });
         Self {
-            asleep: Asleep::load(session_dir, settings.asleep_answers, settings.engine.clone()),
+            asleep: Asleep::load(
+                session_dir,
+                &settings.storage,
+                settings.asleep_answers,
+                settings.engine.clone(),
+            ),
             events: Events::load(session_dir),
             ports: Ports::load(session_dir, seed, settings.publish_address, doors),
             folders: Folders::load(session_dir, settings),
@@ -110,7 +115,11 @@ impl Engine for SessionEngine {
     }
 
     async fn lease(&self, request: &RequestHead, class: Class) -> Result<RequestLease, Refusal> {
-        let kind = if class == Class::Events { HoldKind::Events } else { HoldKind::Request };
+        let kind = match class {
+            Class::Events => HoldKind::Events,
+            Class::Reads => HoldKind::Read,
+            _ => HoldKind::Request,
+        };
         self.face.asleep.spoken(&request.target);
         let path = request.target.split('?').next().unwrap_or_default();
         let claimant = Claimant {

@@ -188,6 +188,7 @@ pub(crate) fn holds(session: &Session) -> Vec<HoldInfo> {
     let hold = |hold: core::Hold| HoldInfo {
         kind: match hold.kind {
             core::HoldKind::Request => HoldKind::Request,
+            core::HoldKind::Read => HoldKind::Read,
             core::HoldKind::Operation => HoldKind::Operation,
             core::HoldKind::RootProcess => HoldKind::RootProcess,
             core::HoldKind::Exec => HoldKind::Exec,

@@ -21,6 +21,127 @@ fn the_grace_period_runs_from_the_last_hold_and_any_activity_restarts_it() {
     assert_eq!(desk.session.next_deadline(), Some(desk.now.after(GRACE)));
 }
 
+fn look(desk: &mut Desk, lease: u64) -> Vec<Action> {
+    desk.ask_as(lease, HoldKind::Read, Policy::Acquire)
+}
+
+#[test]
+fn whoever_polls_does_not_put_the_sleep_off() {
+    let mut desk = Desk::running(Config::default());
+    desk.release(1);
+    let deadline = desk.now.after(GRACE);
+    for lease in 2..8 {
+        desk.wait(Duration::from_secs(4));
+        assert_eq!(look(&mut desk, lease), [granted(lease, 1)]);
+        assert_eq!(desk.session.next_deadline(), None, "nothing is due while it is answered");
+        desk.release(lease);
+        assert_eq!(desk.session.next_deadline(), Some(deadline));
+    }
+    desk.due();
+    assert_eq!((desk.phase(), desk.now), (PhaseName::Counting, deadline));
+}
+
+#[test]
+fn no_sleep_begins_under_a_look_and_it_begins_when_the_last_one_ends() {
+    let mut desk = Desk::running(Config::default());
+    desk.release(1);
+    look(&mut desk, 2);
+    desk.wait(GRACE * 2);
+    assert_eq!(desk.act(Event::DeadlineReached), []);
+    look(&mut desk, 3);
+    assert_eq!(desk.release(2), []);
+    let ask = Ask { generation: g(1), sequence: 1 };
+    assert_eq!(desk.release(3), [Action::CountContainers { ask, bound: Duration::from_secs(5) }]);
+}
+
+#[test]
+fn a_look_calls_no_count_off_and_is_waited_for_before_the_commit() {
+    let mut desk = Desk::running(Config::default());
+    desk.release(1);
+    desk.due();
+    assert_eq!(look(&mut desk, 2), [granted(2, 1)]);
+    assert_eq!(desk.phase(), PhaseName::Counting);
+    assert_eq!(desk.counted(1, NOTHING), []);
+    assert_eq!(desk.phase(), PhaseName::Running, "it is still being answered");
+    desk.release(2);
+    assert_eq!(desk.phase(), PhaseName::Counting, "no grace period is given for it");
+    look(&mut desk, 3);
+    desk.release(3);
+    hooks_ask(&desk.counted(2, NOTHING));
+    assert_eq!(desk.phase(), PhaseName::Committed);
+}
+
+#[test]
+fn the_grace_period_begins_with_the_end_of_the_last_use_whoever_looks_meanwhile() {
+    let mut desk = Desk::running(Config::default());
+    look(&mut desk, 2);
+    desk.wait(Duration::from_secs(5));
+    desk.release(1);
+    let deadline = desk.now.after(GRACE);
+    desk.wait(Duration::from_secs(5));
+    desk.release(2);
+    assert_eq!(desk.session.next_deadline(), Some(deadline));
+    // Whoever uses it starts it anew, also while somebody looks.
+    look(&mut desk, 3);
+    desk.ask(4);
+    desk.release(4);
+    desk.release(3);
+    assert_eq!(desk.session.next_deadline(), Some(desk.now.after(GRACE)));
+}
+
+#[test]
+fn a_look_at_a_vm_that_dozes_is_answered_and_then_it_dozes_on_to_the_same_end() {
+    let mut desk = dozing();
+    let end = desk.session.next_deadline();
+    for sequence in 2..5 {
+        desk.wait(Duration::from_secs(100));
+        let actions = look(&mut desk, 2);
+        assert_eq!(actions, [Action::Rouse { generation: g(1) }, granted(2, 1)]);
+        assert!(matches!(desk.release(2)[..], [Action::CountContainers { .. }]));
+        assert_eq!(desk.counted(sequence, NOTHING), [Action::Doze { generation: g(1) }]);
+        assert_eq!((desk.phase(), desk.session.next_deadline()), (PhaseName::Dozing, end));
+    }
+    // One that is looked at when it should have been put to sleep is so after that.
+    look(&mut desk, 2);
+    desk.wait(Duration::from_secs(600));
+    desk.release(2);
+    hooks_ask(&desk.counted(5, NOTHING));
+    assert_eq!(desk.phase(), PhaseName::Committed);
+}
+
+#[test]
+fn a_look_wakes_a_vm_which_gets_a_grace_period() {
+    let mut desk = Desk::new(Config::default());
+    look(&mut desk, 1);
+    desk.ready(1);
+    desk.release(1);
+    assert_eq!(desk.session.next_deadline(), Some(desk.now.after(GRACE)));
+}
+
+#[test]
+fn a_vm_that_is_never_to_fall_asleep_stays_up_though_somebody_looked_while_the_engine_was_asked() {
+    let mut desk = Desk::running(Config::default());
+    desk.release(1);
+    desk.due();
+    look(&mut desk, 2);
+    desk.act(Event::GraceChanged(Grace::Never));
+    desk.counted(1, NOTHING);
+    assert_eq!(desk.release(2), []);
+    assert_eq!((desk.phase(), desk.session.next_deadline()), (PhaseName::Running, None));
+}
+
+#[test]
+fn settings_that_change_under_a_look_count_from_when_the_grace_period_began() {
+    let mut desk = Desk::running(Config::default());
+    desk.release(1);
+    let since = desk.now;
+    desk.wait(Duration::from_secs(10));
+    look(&mut desk, 2);
+    desk.act(Event::GraceChanged(Grace::After(Duration::from_secs(90))));
+    desk.release(2);
+    assert_eq!(desk.session.next_deadline(), Some(since.after(Duration::from_secs(90))));
+}
+
 #[test]
 fn an_idle_vm_is_counted_then_told_then_stopped() {
     let mut desk = Desk::running(Config::default());

@@ -81,6 +81,8 @@ pub struct Asleep {
 #[derive(Debug)]
 struct Shared {
     folder: PathBuf,
+    /// Where the VM's memory is kept.
+    store: PathBuf,
     enabled: AtomicBool,
     /// The engine that there would be, if there never was one.
     engine: Option<EngineFacts>,
@@ -98,11 +100,11 @@ struct Memory {
 }
 
 impl Asleep {
-    /// Answers that an earlier host left in the session's folder. What can't be read is as good as none.
+    /// Answers that an earlier host left in the session's folder, of a VM whose memory is kept in `store`. What can't be read is as good as none.
     #[must_use]
-    pub fn load(folder: &Path, enabled: bool, engine: Option<EngineFacts>) -> Self {
-        let (folder, memory) = (folder.to_owned(), Mutex::new(Memory::default()));
-        let shared = Shared { folder, enabled: AtomicBool::new(enabled), engine, memory };
+    pub fn load(folder: &Path, store: &Path, enabled: bool, engine: Option<EngineFacts>) -> Self {
+        let (folder, store, memory) = (folder.to_owned(), store.to_owned(), Mutex::new(Memory::default()));
+        let shared = Shared { folder, store, enabled: AtomicBool::new(enabled), engine, memory };
         let mut memory = Memory::default();
         let sealed = read(&shared.sealed_path()).ok().and_then(|bytes| Answers::from_bytes(&bytes));
         if let Some(sealed) = sealed {
@@ -158,7 +160,8 @@ impl Asleep {
             return never::answer(engine, &request.method, &request.target, Timestamp::now());
         }
         let sealed = self.memory().sealed.clone()?;
-        if sealed.generation != generation {
+        let memory_is_lost = || sealed.need_memory && dormouse_snapshot::is_given_up(&self.shared.store);
+        if sealed.generation != generation || memory_is_lost() {
             return None;
         }
         let kept = sealed.kept.get(&Question::new(&request.method, &request.target))?;
@@ -187,6 +190,11 @@ impl Asleep {
         if !matches!(written, Ok(Ok(()))) {
             tracing::warn!(?written, "answers can't be kept on the disk");
         }
+    }
+
+    /// What was captured isn't true any more.
+    pub(crate) fn forget(&self) {
+        self.memory().captured = None;
     }
 
     /// This generation is gone, as it should be: what was captured counts from now on.
@@ -259,7 +267,9 @@ where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     async fn all(mut self, questions: BTreeSet<Question>, generation: u64, deadline: Instant) -> Answers {
-        let mut answers = Answers { generation, kept: BTreeMap::new() };
+        // Who doesn't say what runs may run something.
+        let need_memory = !matches!(timeout_at(deadline, self.runs_nothing()).await, Ok(Ok(true)));
+        let mut answers = Answers { generation, need_memory, kept: BTreeMap::new() };
         let mut left = ANSWERS_BYTES_MAX;
         for question in questions {
             match timeout_at(deadline, self.one(&question)).await {
@@ -276,6 +286,11 @@ where
             }
         }
         answers
+    }
+
+    async fn runs_nothing(&mut self) -> io::Result<bool> {
+        let (_, body) = self.ask("GET", "/containers/json").await?;
+        Ok(body.trim_ascii() == b"[]")
     }
 
     /// `None`: an answer that can't be kept.

@@ -35,6 +35,12 @@ pub fn given_up(store: &Path) -> Option<String> {
     Some(String::from_utf8_lossy(&reason).into_owned())
 }
 
+/// Was the last snapshot given up, and has nobody been told yet?
+#[must_use]
+pub fn is_given_up(store: &Path) -> bool {
+    store.join(GIVEN_UP).exists()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -46,7 +52,8 @@ mod tests {
         let (store, _) = sealed(folder.path());
         give_up(&store, "no room").unwrap();
         assert!(Seal::read(&store).unwrap().is_none() && store.join(DISK).exists());
+        assert!(is_given_up(&store));
         assert_eq!(given_up(&store).as_deref(), Some("no room"));
-        assert_eq!(given_up(&store), None);
+        assert!(given_up(&store).is_none() && !is_given_up(&store));
     }
 }

@@ -32,7 +32,7 @@ mod sum;
 mod template;
 
 pub use compressed::{Beside, tidy};
-pub use giving_up::{FREE_BYTES_MIN, give_up, given_up};
+pub use giving_up::{FREE_BYTES_MIN, give_up, given_up, is_given_up};
 pub use info::{info, verify};
 pub use progress::Progress;
 pub use seal::{DISK, MEMORY, Origin, STATE, Seal, SealError, Unfit, checksum, clear, discard};

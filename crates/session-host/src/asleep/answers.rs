@@ -67,17 +67,20 @@ impl Kept {
 pub(super) struct Answers {
     /// The VM that gave them and then fell asleep.
     pub(super) generation: u64,
+    /// Containers ran, and do so again only if the VM's memory comes back.
+    pub(super) need_memory: bool,
     pub(super) kept: BTreeMap<Question, Kept>,
 }
 
 /// Version of the file's format.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 /// How answers lie on the disk.
 #[derive(Debug, Serialize, Deserialize)]
 struct File {
     format: u32,
     generation: u64,
+    need_memory: bool,
     answers: Vec<Entry>,
 }
 
@@ -94,14 +97,16 @@ impl Answers {
             answer: answer.clone(),
         };
         let answers = self.kept.iter().map(entry).collect();
-        serde_json::to_vec(&File { format: FORMAT, generation: self.generation, answers })
+        let Self { generation, need_memory, .. } = *self;
+        serde_json::to_vec(&File { format: FORMAT, generation, need_memory, answers })
     }
 
     /// `None`: a format that isn't known here, or no answers at all.
     pub(super) fn from_bytes(bytes: &[u8]) -> Option<Self> {
         let file: File = serde_json::from_slice(bytes).ok()?;
         let kept = file.answers.into_iter().map(|entry| (entry.question, entry.answer)).collect();
-        (file.format == FORMAT).then_some(Self { generation: file.generation, kept })
+        let File { format, generation, need_memory, .. } = file;
+        (format == FORMAT).then_some(Self { generation, need_memory, kept })
     }
 }
 
@@ -141,7 +146,7 @@ mod tests {
 
     #[test]
     fn answers_come_back_from_the_disk_as_they_were() {
-        let mut answers = Answers { generation: 7, kept: BTreeMap::new() };
+        let mut answers = Answers { generation: 7, need_memory: true, kept: BTreeMap::new() };
         let since = Timestamp::from_second(5).unwrap();
         let mut body = text("[\"");
         body.push(Part::Status { text: "Up".to_owned(), since });

@@ -8,6 +8,8 @@ use super::*;
 #[derive(Debug, Clone, Default)]
 struct Engine {
     asked: Arc<Mutex<Vec<String>>>,
+    /// Somebody's container runs.
+    runs: bool,
     /// Answers after which it closes the connection, instead of waiting for the next question.
     closes: bool,
 }
@@ -23,7 +25,7 @@ impl Engine {
                 while let Some(head) = scanner.take(&mut bytes).unwrap() {
                     let request = parse_request(head).unwrap();
                     let question = format!("{} {}", request.method, request.target);
-                    let answer = Self::answer(&question, self.closes);
+                    let answer = Self::answer(&question, self.closes, self.runs);
                     self.asked.lock().unwrap().push(question);
                     theirs.write_all(answer.as_bytes()).await.unwrap();
                     if self.closes {
@@ -35,9 +37,16 @@ impl Engine {
         Ok(ours)
     }
 
-    fn answer(question: &str, closes: bool) -> String {
+    fn answer(question: &str, closes: bool, runs: bool) -> String {
         let body = match question {
             "GET /v1.45/containers/json?all=1" => LIST,
+            "GET /containers/json" => {
+                if runs {
+                    LIST
+                } else {
+                    "[]\n"
+                }
+            }
             "GET /containers/a/json" => {
                 r#"{"State":{"Running":true,"Restarting":false,"StartedAt":"2026-01-01T00:00:00.5Z","FinishedAt":"0001-01-01T00:00:00Z"}}"#
             }
@@ -70,7 +79,7 @@ const PS: &str = "GET /v1.45/containers/json?all=1";
 #[tokio::test]
 async fn an_answer_counts_once_its_sleep_is_over_and_for_no_other_generation() {
     let folder = tempfile::tempdir().unwrap();
-    let asleep = Asleep::load(folder.path(), true, None);
+    let asleep = Asleep::load(folder.path(), folder.path(), true, None);
     asleep.asked(&request(PS));
     assert_eq!(asks(&asleep, PS, 0), None);
     Engine::default().captured_by(&asleep, 3).await;
@@ -86,7 +95,7 @@ async fn an_answer_counts_once_its_sleep_is_over_and_for_no_other_generation() {
     );
     assert_eq!(asks(&asleep, PS, 4), None, "another VM ran since");
     // A new host knows as much.
-    let next = Asleep::load(folder.path(), true, None);
+    let next = Asleep::load(folder.path(), folder.path(), true, None);
     assert!(asks(&next, PS, 3).is_some());
     assert_eq!(asks(&next, PS, 4), None);
 }
@@ -94,15 +103,15 @@ async fn an_answer_counts_once_its_sleep_is_over_and_for_no_other_generation() {
 #[tokio::test]
 async fn a_sleep_that_was_not_sealed_leaves_nothing_to_the_next_host() {
     let folder = tempfile::tempdir().unwrap();
-    let asleep = Asleep::load(folder.path(), true, None);
+    let asleep = Asleep::load(folder.path(), folder.path(), true, None);
     Engine::default().captured_by(&asleep, 1).await;
-    assert_eq!(asks(&Asleep::load(folder.path(), true, None), "GET /_ping", 1), None);
+    assert_eq!(asks(&Asleep::load(folder.path(), folder.path(), true, None), "GET /_ping", 1), None);
 }
 
 #[tokio::test]
 async fn what_was_asked_is_kept_word_for_word_and_anything_else_is_not() {
     let folder = tempfile::tempdir().unwrap();
-    let asleep = Asleep::load(folder.path(), true, None);
+    let asleep = Asleep::load(folder.path(), folder.path(), true, None);
     asleep.asked(&request("GET /v1.45/networks/mine?verbose=1"));
     asleep.asked(&request("GET /v1.45/images/lost/json"));
     let engine = Engine::default();
@@ -128,7 +137,7 @@ async fn what_was_asked_is_kept_word_for_word_and_anything_else_is_not() {
 async fn lists_are_kept_before_anybody_asked_for_one_in_the_version_that_clients_spoke() {
     let folder = tempfile::tempdir().unwrap();
     let engine = EngineFacts { version: "26.1.5".into(), api: "1.45".into(), kernel: "6.12".into() };
-    let asleep = Asleep::load(folder.path(), true, Some(engine));
+    let asleep = Asleep::load(folder.path(), folder.path(), true, Some(engine));
     Engine::default().captured_by(&asleep, 1).await;
     asleep.seal(1);
     assert!(asks(&asleep, PS, 1).is_some(), "nobody spoke any version: the newest");
@@ -140,9 +149,38 @@ async fn lists_are_kept_before_anybody_asked_for_one_in_the_version_that_clients
 }
 
 #[tokio::test]
+async fn of_containers_that_ran_nothing_is_told_once_their_memory_was_given_up() {
+    let folder = tempfile::tempdir().unwrap();
+    let asleep = Asleep::load(folder.path(), folder.path(), true, None);
+    asleep.asked(&request(PS));
+    for (generation, runs) in [(1, true), (2, false)] {
+        Engine { runs, ..Engine::default() }.captured_by(&asleep, generation).await;
+        asleep.seal(generation);
+        assert!(asks(&asleep, PS, generation).is_some());
+        std::fs::write(folder.path().join("snapshot.json"), "{}").unwrap();
+        dormouse_snapshot::give_up(folder.path(), "no room").unwrap();
+        let next = Asleep::load(folder.path(), folder.path(), true, None);
+        for host in [&asleep, &next] {
+            assert_eq!(asks(host, PS, generation).is_none(), runs, "the VM that will be booted runs none");
+        }
+        assert!(dormouse_snapshot::given_up(folder.path()).is_some());
+    }
+}
+
+#[tokio::test]
+async fn what_was_captured_before_a_container_came_or_went_is_not_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let asleep = Asleep::load(folder.path(), folder.path(), true, None);
+    Engine::default().captured_by(&asleep, 1).await;
+    asleep.forget();
+    asleep.seal(1);
+    assert_eq!(asks(&asleep, "GET /_ping", 1), None);
+}
+
+#[tokio::test]
 async fn an_engine_that_closes_each_connection_is_asked_all_the_same() {
     let folder = tempfile::tempdir().unwrap();
-    let asleep = Asleep::load(folder.path(), true, None);
+    let asleep = Asleep::load(folder.path(), folder.path(), true, None);
     asleep.asked(&request(PS));
     let engine = Engine { closes: true, ..Engine::default() };
     engine.captured_by(&asleep, 1).await;
@@ -153,7 +191,7 @@ async fn an_engine_that_closes_each_connection_is_asked_all_the_same() {
 #[tokio::test(start_paused = true)]
 async fn questions_are_forgotten_after_an_hour_and_bounded_in_number() {
     let folder = tempfile::tempdir().unwrap();
-    let asleep = Asleep::load(folder.path(), true, None);
+    let asleep = Asleep::load(folder.path(), folder.path(), true, None);
     asleep.asked(&request("GET /v1.45/volumes/old"));
     tokio::time::advance(ASKED_WITHIN + Duration::from_secs(1)).await;
     asleep.asked(&request("GET /v1.45/volumes/new"));
@@ -171,7 +209,7 @@ async fn questions_are_forgotten_after_an_hour_and_bounded_in_number() {
 #[tokio::test(start_paused = true)]
 async fn an_engine_that_hangs_holds_a_sleep_up_for_a_bounded_time_only() {
     let folder = tempfile::tempdir().unwrap();
-    let asleep = Asleep::load(folder.path(), true, None);
+    let asleep = Asleep::load(folder.path(), folder.path(), true, None);
     let mut kept = Vec::new();
     let begun = Instant::now();
     let (sender, mut dials) = tokio::sync::mpsc::unbounded_channel();
@@ -191,7 +229,7 @@ async fn an_engine_that_hangs_holds_a_sleep_up_for_a_bounded_time_only() {
 #[tokio::test]
 async fn switched_off_nothing_is_asked_kept_or_answered() {
     let folder = tempfile::tempdir().unwrap();
-    let asleep = Asleep::load(folder.path(), false, None);
+    let asleep = Asleep::load(folder.path(), folder.path(), false, None);
     let engine = Engine::default();
     asleep.asked(&request(PS));
     engine.captured_by(&asleep, 1).await;
@@ -211,7 +249,7 @@ async fn switched_off_nothing_is_asked_kept_or_answered() {
 async fn an_engine_that_never_ran_is_told_of_until_it_has_run() {
     let folder = tempfile::tempdir().unwrap();
     let engine = EngineFacts { version: "26.1.5".into(), api: "1.45".into(), kernel: "6.12".into() };
-    let asleep = Asleep::load(folder.path(), true, Some(engine));
+    let asleep = Asleep::load(folder.path(), folder.path(), true, Some(engine));
     assert!(asks(&asleep, "GET /v1.45/version", 0).unwrap().contains("\"ApiVersion\":\"1.45\""));
     assert!(asks(&asleep, "HEAD /_ping", 0).is_some());
     assert_eq!(asks(&asleep, "GET /v1.45/info", 0), None);

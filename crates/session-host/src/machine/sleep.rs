@@ -55,8 +55,14 @@ impl<F: Factory> Sleep<F> {
     pub(super) async fn run(self, how: SleepHow) {
         let agent = &self.up.guest.agent;
         let dial = || async { agent.dial(Target::Engine).await.map_err(std::io::Error::other) };
-        self.shared.face.asleep.capture(dial, self.ask.generation.0).await;
-        self.shared.face.events.leave();
+        let face = &self.shared.face;
+        let changes = face.events.container_changes();
+        face.asleep.capture(dial, self.ask.generation.0).await;
+        // Containers that run may have come and gone while the engine was asked.
+        if changes.has_changed().unwrap_or(true) {
+            face.asleep.forget();
+        }
+        face.events.leave();
         match how {
             SleepHow::Stop => self.stop().await,
             SleepHow::Suspend => self.suspend().await,

@@ -13,8 +13,12 @@ use dormouse_vm_tests::figure;
 use dormouse_vm_tests::polling::{connect_often, poll};
 use dormouse_vm_tests::stage::{Stage, fall_asleep, host_of, inspect, program};
 use rustix::process::{Signal, kill_process};
+use serde_json::value::RawValue;
 use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdout};
+
+/// How long a VM may stay up that is only polled.
+const POLLED_WITHIN: Duration = Duration::from_secs(120);
 
 /// How long an IDE polls.
 const POLLING: Duration = Duration::from_secs(30);
@@ -162,30 +166,36 @@ async fn compose_works_over_a_sleep(stage: &Stage, session: &SessionInfo) -> Res
     Ok(())
 }
 
-/// Texts that tell of the moment, or of the engine's process, taken out of an answer.
-fn steady(target: &str, body: &str) -> Result<serde_json::Value> {
-    let mut value: serde_json::Value =
-        serde_json::from_str(body).unwrap_or_else(|_| serde_json::Value::String(body.to_owned()));
+/// An answer's bytes, but for what tells of the moment or of the engine's process, and for the order of a list: an engine
+/// tells its networks and images in another one each time.
+fn steady(target: &str, body: &str) -> String {
     let varies: &[&str] = match target {
         _ if target.contains("/containers/json") => &["Status"],
         _ if target.ends_with("/info") => &["SystemTime", "NFd", "NGoroutines", "NEventsListener"],
-        // An engine that was booted anew makes its default network anew.
-        _ if target.contains("/networks") => &["Id", "Created", "NetworkID"],
         _ => &[],
     };
-    let mut strip = |object: &mut serde_json::Value| {
-        if let serde_json::Value::Object(fields) = object {
-            varies.iter().for_each(|name| drop(fields.remove(*name)));
+    let masked = varies.iter().fold(body.to_owned(), |body, field| mask(&body, field));
+    match serde_json::from_str::<Vec<&RawValue>>(&masked) {
+        Ok(items) => {
+            let mut items: Vec<_> = items.into_iter().map(RawValue::get).collect();
+            items.sort_unstable();
+            items.join("\n")
         }
-    };
-    match &mut value {
-        serde_json::Value::Array(items) => {
-            items.iter_mut().for_each(&mut strip);
-            items.sort_by_key(ToString::to_string);
-        }
-        object => strip(object),
+        Err(_no_list) => masked,
     }
-    Ok(value)
+}
+
+/// Takes the values out of a field that has a text or a number.
+fn mask(body: &str, field: &str) -> String {
+    let name = format!("\"{field}\":");
+    let mut parts = body.split(&name);
+    let first = parts.next().unwrap_or_default().to_owned();
+    parts.fold(first, |masked, part| {
+        let ends = if part.starts_with('"') { "\"" } else { ",}" };
+        let quote = usize::from(part.starts_with('"'));
+        let end = part[quote..].find(|next| ends.contains(next)).unwrap_or(part.len() - quote);
+        masked + &name + &part[end + 2 * quote..]
+    })
 }
 
 async fn reads_wake_nothing(stage: &Stage, session: &SessionInfo) -> Result<SessionInfo> {
@@ -242,7 +252,7 @@ async fn reads_wake_nothing(stage: &Stage, session: &SessionInfo) -> Result<Sess
     for ((method, target), asleep) in questions.iter().zip(asleep) {
         let awake = client.ask(method, target)?;
         ensure!(!awake.is_asleep(), "{method} {target}");
-        let (then, now) = (steady(target, &asleep.body)?, steady(target, &awake.body)?);
+        let (then, now) = (steady(target, &asleep.body), steady(target, &awake.body));
         ensure!(then == now, "{method} {target}\nasleep: {then}\nawake:  {now}");
         ensure!(
             asleep.status == awake.status && asleep.steady_lines() == awake.steady_lines(),
@@ -252,8 +262,37 @@ async fn reads_wake_nothing(stage: &Stage, session: &SessionInfo) -> Result<Sess
     for name in names {
         stage.succeed(session, &["rm", name]).await?;
     }
-    fall_asleep(session).await?;
+    whoever_polls_keeps_no_vm_up(stage, session).await?;
     inspect(session).await
+}
+
+/// An IDE polls from before the last use until the VM sleeps, more often than the grace period ends.
+async fn whoever_polls_keeps_no_vm_up(stage: &Stage, session: &SessionInfo) -> Result<()> {
+    let grace = |seconds: &'static str| async move {
+        let mut dorm = Command::new(program("dorm"));
+        dorm.args(["session", "set", "default", "--idle-timeout", seconds]).env("DORM_HOME", stage.home());
+        let output = stage.finish(session, dorm).await?;
+        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        Ok(())
+    };
+    stage.succeed(session, &["run", "--rm", "busybox", "true"]).await?;
+    ensure!(inspect(session).await?.vm.phase == Phase::Running);
+    grace("3").await?;
+    let begun = Instant::now();
+    let (mut client, mut reads) = (Client::connect(&session.docker_socket)?, 0);
+    let asleep = loop {
+        let response = client.ask("GET", "/v1.45/containers/json?all=1")?;
+        ensure!(response.status == 200, "{response:?}");
+        if response.is_asleep() {
+            break begun.elapsed();
+        }
+        reads += 1;
+        ensure!(begun.elapsed() < POLLED_WITHIN, "{reads} reads kept it up\n{}", stage.logs(session));
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    };
+    figure("a VM that is polled falls asleep, with a grace period of 3 s", asleep);
+    ensure!(reads > 3, "only {reads} reads found it awake");
+    grace("3600").await
 }
 
 /// The file of answers, wherever this home keeps its sessions.

@@ -89,6 +89,10 @@ impl Lease for Up {
     async fn weaken(self) -> Option<Self> {
         Some(self)
     }
+
+    async fn strengthen(self) -> Option<Self> {
+        Some(self)
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -73,6 +73,9 @@ pub trait Lease: Send + Sync + Sized + 'static {
 
     /// Goes on being listed, and keeps nothing awake any more. `None`: it isn't even listed.
     fn weaken(self) -> impl Future<Output = Option<Self>> + Send;
+
+    /// Keeps the same engine awake again. `None`: that one is going.
+    fn strengthen(self) -> impl Future<Output = Option<Self>> + Send;
 }
 
 /// An answer that doesn't come from the engine.

@@ -12,7 +12,7 @@
 //! is served waits in 64 KiB here and else in the socket. A client that closes its connection gives its lease back at
 //! once, also while the VM is still starting. (One that closed only its sending side is served to the end.) A client
 //! that neither takes nor gives a byte for [`STALLED_AFTER`] while the relay waits for it is served on, but its lease
-//! keeps nothing awake any more.
+//! keeps nothing awake until it does.
 
 use std::future::Future;
 use std::io;
@@ -31,15 +31,16 @@ use crate::client::{BUFFER_BYTES, Broken, finish, request_head, until_gone, unti
 use crate::engine::{Answer, Engine, Lease};
 use crate::framing::{BodyFraming, BodyScanner};
 use crate::head::{HeadError, HeadScanner, RequestHead, ResponseHead, parse_response};
-use crate::mounts::Given;
+use crate::mounts::{self, Given};
 use crate::stream::{Patience, splice};
+use crate::warnings;
 use crate::wish::Wish;
-use crate::{mounts, warnings};
 
-/// A client that is waited for so long holds no more: it may be a stopped process, or a pager that nobody scrolls.
+/// A client that is waited for so long holds nothing meanwhile: it may be a stopped process, or a pager that nobody
+/// scrolls.
 pub const STALLED_AFTER: Duration = Duration::from_secs(10 * 60);
 
-/// An answer that is only watched holds no more after so much silence.
+/// An answer that is only watched holds nothing after so much silence, until there is more of it.
 pub const QUIET_AFTER: Duration = Duration::from_secs(10);
 
 /// An answer of the engine that is read whole, to change it, has at most so many bytes: a list of very many containers.
@@ -140,23 +141,16 @@ async fn exchange<'client, E: Engine>(
         answered,
         patience: &patience,
     };
-    let relaying = relaying.run(stream);
-    tokio::pin!(relaying, ended);
-    let mut lease = Some(lease);
-    loop {
-        tokio::select! {
-            biased;
-            next = &mut relaying => return match next {
-                Err(Broken::EngineLost(lost)) => Err(why_lost(lost, ended).await),
-                next => next,
-            },
-            reason = &mut ended => return Err(Broken::refused(502, reason)),
-            () = patience.lost() => {
-                if let Some(strong) = lease.take() {
-                    lease = strong.weaken().await;
-                }
-            }
-        }
+    let (relaying, keeping) = (relaying.run(stream), patience.keep(lease));
+    tokio::pin!(relaying, ended, keeping);
+    tokio::select! {
+        biased;
+        next = relaying => match next {
+            Err(Broken::EngineLost(lost)) => Err(why_lost(lost, ended).await),
+            next => next,
+        },
+        reason = &mut ended => Err(Broken::refused(502, reason)),
+        never = &mut keeping => match never {},
     }
 }
 
@@ -457,19 +451,14 @@ async fn pass_body(
     client: &mut WriteHalf<'_>,
     patience: &Patience,
 ) -> Result<(), Broken> {
-    // How long the engine may say nothing before the VM is no longer held for it.
-    let silence = match class {
-        Class::Weak | Class::Events => Some(Duration::ZERO),
-        Class::Follows => Some(QUIET_AFTER),
-        _ => None,
-    };
+    let _never_held = matches!(class, Class::Weak | Class::Events).then(|| patience.lose());
     while !body.is_done() {
         if bytes.is_empty() {
             bytes.reserve(BUFFER_BYTES);
             let reading = engine.read_buf(bytes);
-            let count = match silence {
-                Some(silence) => patience.of(silence, reading).await?,
-                None => reading.await?,
+            let count = match class {
+                Class::Follows => patience.of(QUIET_AFTER, reading).await?,
+                _ => reading.await?,
             };
             if count == 0 {
                 return match body.is_until_close() {

@@ -1,31 +1,50 @@
 //! A connection that has become a byte stream, and how long anybody is waited for.
 
-use std::future::Future;
+use std::convert::Infallible;
+use std::future::{Future, pending};
 use std::io;
 use std::os::fd::AsFd;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::unix::{ReadHalf, WriteHalf};
-use tokio::sync::Notify;
+use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
 use crate::client::{BUFFER_BYTES, Broken, until_hung_up};
+use crate::engine::Lease;
 use crate::relay::STALLED_AFTER;
 
 /// How long the engine may take to read the last bytes of a client that has gone.
 const LAST_BYTES_WITHIN: Duration = Duration::from_secs(10);
 
-/// Tells once when somebody was waited for too long to keep a VM awake for.
+/// Knows whether anybody is waited for longer than a VM is to be kept awake for.
 #[derive(Debug, Default)]
 pub(crate) struct Patience {
-    lost: Notify,
-    told: AtomicBool,
+    /// How many are.
+    overdue: watch::Sender<usize>,
+}
+
+/// Somebody who is waited for too long, until this is dropped.
+#[derive(Debug)]
+pub(crate) struct Overdue<'a>(&'a Patience);
+
+impl Drop for Overdue<'_> {
+    fn drop(&mut self) {
+        self.0.overdue.send_modify(|count| *count -= 1);
+    }
+}
+
+/// How an engine is held for a request.
+enum Held<L> {
+    Strong(L),
+    Weak(L),
+    /// It is going, and the request ends with it.
+    Over,
 }
 
 impl Patience {
-    /// Does `work`, however long it takes; if that is longer than `limit`, patience is lost.
+    /// Does `work`, however long it takes; if that is longer than `limit`, patience is lost until it is done.
     pub(crate) async fn of<T>(&self, limit: Duration, work: impl Future<Output = T>) -> T {
         tokio::pin!(work);
         tokio::select! {
@@ -33,15 +52,34 @@ impl Patience {
             done = &mut work => return done,
             () = sleep(limit) => {}
         }
-        if !self.told.swap(true, Ordering::Relaxed) {
-            self.lost.notify_one();
-        }
+        let _overdue = self.lose();
         work.await
     }
 
-    /// Waits until patience is lost.
-    pub(crate) async fn lost(&self) {
-        self.lost.notified().await;
+    /// Patience is lost for as long as this is kept.
+    pub(crate) fn lose(&self) -> Overdue<'_> {
+        self.overdue.send_modify(|count| *count += 1);
+        Overdue(self)
+    }
+
+    /// Holds the engine for a request until this is dropped; weakly while patience is lost.
+    pub(crate) async fn keep<L: Lease>(&self, lease: L) -> Infallible {
+        let mut overdue = self.overdue.subscribe();
+        let mut held = Held::Strong(lease);
+        loop {
+            // Waiting fails without a sender only, which is here.
+            held = match held {
+                Held::Strong(lease) => {
+                    let _ = overdue.wait_for(|count| *count > 0).await;
+                    lease.weaken().await.map_or(Held::Over, Held::Weak)
+                }
+                Held::Weak(lease) => {
+                    let _ = overdue.wait_for(|count| *count == 0).await;
+                    lease.strengthen().await.map_or(Held::Over, Held::Strong)
+                }
+                Held::Over => pending().await,
+            };
+        }
     }
 }
 

@@ -312,12 +312,22 @@ impl dormouse_docker_proxy::Lease for RequestLease {
     }
 
     async fn weaken(self) -> Option<Self> {
-        let Self { lease, owner, claimant, _starting: _, _using: _ } = self;
-        let claimant = Claimant { kind: HoldKind::Events, policy: Policy::ExistingOnly, ..claimant };
-        // The strong one goes only now, so that the weak one is of the same VM.
-        let weak = owner.lease(claimant.clone()).await.ok()?;
-        let is_same = weak.generation() == lease.generation();
-        is_same.then_some(Self { lease: weak, owner, claimant, _starting: None, _using: None })
+        self.held_as(HoldKind::Events).await
+    }
+
+    async fn strengthen(self) -> Option<Self> {
+        self.held_as(HoldKind::Request).await
+    }
+}
+
+impl RequestLease {
+    /// The same request's lease, of another kind. `None`: its VM grants none any more.
+    async fn held_as(self, kind: HoldKind) -> Option<Self> {
+        let claimant = Claimant { kind, policy: Policy::ExistingOnly, ..self.claimant };
+        // The other one goes only now, so that this one is of the same VM.
+        let lease = self.owner.lease(claimant.clone()).await.ok()?;
+        let is_same = lease.generation() == self.lease.generation();
+        is_same.then_some(Self { lease, claimant, ..self })
     }
 }
 

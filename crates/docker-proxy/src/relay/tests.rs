@@ -138,6 +138,15 @@ impl Lease for Held {
         self.script.held.send_modify(|held| *held -= 1);
         Some(self)
     }
+
+    async fn strengthen(mut self) -> Option<Self> {
+        if *self.script.crashed.borrow() {
+            return None;
+        }
+        self.strong = true;
+        self.script.held.send_modify(|held| *held += 1);
+        Some(self)
+    }
 }
 
 struct Stage {
@@ -532,6 +541,67 @@ async fn a_client_that_stops_sending_half_way_holds_no_more() {
     stage.held_becomes(0).await;
     assert!(begun.elapsed() >= STALLED_AFTER, "{:?}", begun.elapsed());
     drop(engine);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_goes_on_after_it_stalled_holds_again() {
+    let mut giving = stage(None);
+    let mut engine = giving.ask("POST /images/load HTTP/1.1\r\nContent-Length: 9\r\n\r\nhalf").await;
+    for part in ["more", "!"] {
+        giving.held_becomes(0).await;
+        giving.client.write_all(part.as_bytes()).await.unwrap();
+        expect(&mut engine, part).await;
+        giving.held_becomes(1).await;
+    }
+    giving.leave().await;
+
+    let mut taking = stage(None);
+    let mut engine = taking.ask("GET /images/get HTTP/1.1\r\n\r\n").await;
+    engine.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await.unwrap();
+    let flood = tokio::spawn(async move {
+        engine.write_all(&vec![7; 1 << 20]).await.unwrap();
+        engine
+    });
+    taking.held_becomes(0).await;
+    let mut most = vec![0; 1 << 20];
+    taking.client.read_exact(&mut most).await.unwrap();
+    taking.held_becomes(1).await;
+    let _engine = flood.await.unwrap();
+    taking.leave().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_followed_holds_again_from_each_line_on_and_what_never_ends_does_not() {
+    let begins = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
+    for (request, held) in [("GET /containers/a/logs?follow=1", 1), ("GET /containers/a/stats", 0)] {
+        let mut stage = stage(None);
+        let mut engine = stage.ask(&format!("{request} HTTP/1.1\r\n\r\n")).await;
+        engine.write_all(begins.as_bytes()).await.unwrap();
+        expect(&mut stage.client, begins).await;
+        for _ in 0..3 {
+            stage.held_becomes(0).await;
+            tokio::time::sleep(QUIET_AFTER).await;
+            engine.write_all(b"2\r\nhi\r\n").await.unwrap();
+            expect(&mut stage.client, "2\r\nhi\r\n").await;
+            tokio::time::sleep(QUIET_AFTER / 2).await;
+            assert_eq!(stage.held(), held, "{request}");
+        }
+        stage.leave().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_moves_again_when_its_vm_is_gone_ends_with_it() {
+    let mut stage = stage(None);
+    let mut engine = stage.ask("POST /images/load HTTP/1.1\r\nContent-Length: 9\r\n\r\nhalf").await;
+    stage.held_becomes(0).await;
+    stage.crashed.send_replace(true);
+    let mut answer = String::new();
+    stage.client.write_all(b"more").await.unwrap();
+    stage.client.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 502 ") && answer.contains(CRASHED), "{answer}");
+    assert_eq!(stage.held(), 0);
+    assert!(engine.write_all(b"late").await.is_err());
 }
 
 #[tokio::test(start_paused = true)]

@@ -172,4 +172,8 @@ impl Lease for Behind {
     async fn weaken(self) -> Option<Self> {
         Some(self)
     }
+
+    async fn strengthen(self) -> Option<Self> {
+        Some(self)
+    }
 }

@@ -202,6 +202,7 @@ struct Relaying<'a, 'client, E> {
     reader: &'a mut ReadHalf<'client>,
     writer: &'a mut WriteHalf<'client>,
     pending: &'a mut BytesMut,
+    /// Has the client begun to hear an answer, so that no other can be given?
     answered: &'a mut bool,
     patience: &'a Patience,
 }
@@ -235,15 +236,25 @@ impl<E: Engine> Relaying<'_, '_, E> {
                 if class == Class::Starts {
                     session.started().await;
                 }
-                *answered = true;
                 if head.is_interim() {
+                    // Behind half of it no other answer would be understood.
+                    *answered = true;
                     patience.of(STALLED_AFTER, writer.write_all(&head.bytes)).await?;
+                    *answered = false;
                     continue;
                 }
                 let edit = Edit { session, request, class, given, warnings: &warnings };
-                let head = edit.apply(head, &mut answer, &mut from_engine).await?;
-                patience.of(STALLED_AFTER, writer.write_all(&head.bytes)).await?;
-                break head;
+                let telling = async {
+                    let head = edit.apply(head, &mut answer, &mut from_engine).await?;
+                    *answered = true;
+                    patience.of(STALLED_AFTER, writer.write_all(&head.bytes)).await?;
+                    Ok::<_, Broken>(head)
+                };
+                tokio::select! {
+                    biased;
+                    head = telling => break head?,
+                    gone = &mut sending => return Err(gone),
+                }
             };
             if response.status == 101
                 || (class == Class::Hijacks && response.status == 200 && hijacked(&response))
@@ -353,7 +364,7 @@ impl EngineAnswer {
             if engine.read_buf(&mut self.bytes).await.map_err(unreachable)? == 0 {
                 return match scanner.is_until_close() {
                     true => Ok((body, raw)),
-                    false => Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
+                    false => Err(Broken::EngineLost("the engine's answer breaks off".to_owned())),
                 };
             }
         }

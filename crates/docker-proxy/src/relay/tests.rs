@@ -722,6 +722,41 @@ async fn an_engine_that_hangs_up_is_an_answer_not_silence() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn whose_vm_crashes_before_the_answer_has_begun_is_told_so_whatever_was_said_before() {
+    let interim = "HTTP/1.1 100 Continue\r\n\r\n";
+    let upload = "POST /images/load HTTP/1.1\r\nContent-Length: 9\r\nExpect: 100-continue\r\n\r\n";
+    let list = "GET /containers/json HTTP/1.1\r\n\r\n";
+    for (request, said, heard, hangs_up) in [
+        (upload, interim, interim, false),
+        (upload, interim, interim, true),
+        (list, "HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n[{", "", false),
+        (list, "HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n[{", "", true),
+    ] {
+        let mut stage = stage(None);
+        let mut engine = stage.ask(request).await;
+        engine.write_all(said.as_bytes()).await.unwrap();
+        expect(&mut stage.client, heard).await;
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        let engine = if hangs_up { None } else { Some(engine) };
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        stage.crashed.send_replace(true);
+        let mut answer = String::new();
+        stage.client.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 502 ") && answer.contains(CRASHED), "{request}{answer}");
+        drop(engine);
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_dies_while_an_answer_is_read_whole_holds_nothing() {
+    let mut stage = stage(None);
+    let mut engine = stage.ask("GET /containers/json HTTP/1.1\r\n\r\n").await;
+    engine.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n[{").await.unwrap();
+    stage.leave().await;
+    drop(engine);
+}
+
+#[tokio::test(start_paused = true)]
 async fn whose_vm_crashed_is_told_so_although_the_connection_ends_first() {
     let mut stage = stage(None);
     drop(stage.ask("GET /images/get HTTP/1.1\r\n\r\n").await);

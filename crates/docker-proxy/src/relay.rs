@@ -278,10 +278,8 @@ impl<E: Engine> Relaying<'_, '_, E> {
             }
             After::Answered(_) => Ok(Next::Close),
             After::Hijacked => {
-                to_engine.write_all(pending).await?;
-                pending.clear();
                 writer.write_all(&answer.bytes).await?;
-                splice(reader, writer, &mut from_engine, &mut to_engine, patience).await?;
+                splice(reader, writer, pending, &mut from_engine, &mut to_engine, patience).await?;
                 Ok(Next::Close)
             }
         }

@@ -6,6 +6,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::time::Duration;
 
+use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::unix::{ReadHalf, WriteHalf};
 use tokio::sync::watch;
@@ -13,7 +14,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::client::{BUFFER_BYTES, Broken, until_hung_up};
 use crate::engine::Lease;
-use crate::relay::STALLED_AFTER;
+use crate::relay::{QUIET_AFTER, STALLED_AFTER};
 
 /// How long the engine may take to read the last bytes of a client that has gone.
 const LAST_BYTES_WITHIN: Duration = Duration::from_secs(10);
@@ -83,17 +84,19 @@ impl Patience {
     }
 }
 
-/// Bytes both ways, each direction to its own end.
+/// Bytes both ways, each direction to its own end. `pending` is what the client has sent already.
 pub(crate) async fn splice(
     reader: &mut ReadHalf<'_>,
     writer: &mut WriteHalf<'_>,
+    pending: &mut BytesMut,
     from_engine: &mut (impl AsyncRead + Unpin),
     to_engine: &mut (impl AsyncWrite + Unpin),
     patience: &Patience,
 ) -> Result<(), Broken> {
     let client = reader.as_ref().as_fd().try_clone_to_owned()?;
+    let mut up = Up { bytes: pending, reader, engine: to_engine };
     let client_gone = async {
-        let sent = copy_up(reader, to_engine);
+        let sent = up.run();
         tokio::pin!(sent);
         tokio::select! {
             // An engine that reads no more may still have much to say: only its own end is the end.
@@ -113,22 +116,50 @@ pub(crate) async fn splice(
             }
             patience.of(STALLED_AFTER, writer.write_all(&buffer[..count])).await?;
         }
-        Ok(writer.shutdown().await?)
+        Ok::<_, Broken>(writer.shutdown().await?)
     };
     tokio::select! {
-        done = down => done,
-        gone = client_gone => Err(gone),
+        done = down => done?,
+        gone = client_gone => return Err(gone),
+    }
+    tokio::select! {
+        () = up.rest() => Ok(()),
+        gone = until_hung_up(&client) => {
+            let _ = timeout(LAST_BYTES_WITHIN, up.rest()).await;
+            Err(gone)
+        }
     }
 }
 
-async fn copy_up(reader: &mut ReadHalf<'_>, engine: &mut (impl AsyncWrite + Unpin)) -> io::Result<()> {
-    let mut buffer = vec![0; BUFFER_BYTES];
-    loop {
-        let count = reader.read(&mut buffer).await?;
-        if count == 0 {
-            return engine.shutdown().await;
+/// The client's direction of a stream. What it does can be broken off at any time, and nothing is lost.
+struct Up<'a, 'client, W> {
+    bytes: &'a mut BytesMut,
+    reader: &'a mut ReadHalf<'client>,
+    engine: &'a mut W,
+}
+
+impl<W: AsyncWrite + Unpin> Up<'_, '_, W> {
+    /// Sends all on until the client has sent its last.
+    async fn run(&mut self) -> io::Result<()> {
+        while self.part().await? {}
+        Ok(())
+    }
+
+    /// The same for an engine that has said its last, and that still reads, or is gone; which of the two only the attempt
+    /// to write tells. So a client that has nothing to send for some time is through as well.
+    async fn rest(&mut self) {
+        while let Ok(Ok(true)) = timeout(QUIET_AFTER, self.part()).await {}
+    }
+
+    /// Sends on what there is, and waits for more. `false`: there was no more.
+    async fn part(&mut self) -> io::Result<bool> {
+        self.engine.write_all_buf(self.bytes).await?;
+        self.engine.flush().await?;
+        self.bytes.reserve(BUFFER_BYTES);
+        if self.reader.read_buf(self.bytes).await? > 0 {
+            return Ok(true);
         }
-        engine.write_all(&buffer[..count]).await?;
-        engine.flush().await?;
+        self.engine.shutdown().await?;
+        Ok(false)
     }
 }

@@ -349,6 +349,32 @@ async fn a_hijacked_stream_keeps_its_half_close() {
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn an_engine_that_has_said_its_last_reads_on_as_long_as_the_client_sends() {
+    for client_is_silent in [false, true] {
+        let mut stage = stage(None);
+        let mut engine = stage.ask("POST /exec/x/start HTTP/1.1\r\n\r\n").await;
+        engine.write_all(b"HTTP/1.1 101 UPGRADED\r\n\r\nend").await.unwrap();
+        engine.shutdown().await.unwrap();
+        let mut output = String::new();
+        stage.client.read_to_string(&mut output).await.unwrap();
+        assert_eq!(output, "HTTP/1.1 101 UPGRADED\r\n\r\nend");
+        for word in ["one", "two"] {
+            tokio::time::sleep(QUIET_AFTER / 2).await;
+            stage.client.write_all(word.as_bytes()).await.unwrap();
+            expect(&mut engine, word).await;
+        }
+        assert_eq!(stage.held(), 1);
+        let begun = tokio::time::Instant::now();
+        if !client_is_silent {
+            stage.client.shutdown().await.unwrap();
+        }
+        assert_eq!(engine.read(&mut [0]).await.unwrap(), 0);
+        stage.held_becomes(0).await;
+        assert_eq!(begun.elapsed() >= QUIET_AFTER, client_is_silent, "{:?}", begun.elapsed());
+    }
+}
+
 #[tokio::test]
 async fn a_client_that_goes_gives_its_lease_back_at_once() {
     let mut stage = stage(None);
@@ -443,7 +469,7 @@ async fn a_websocket_gets_what_was_sent_before_the_protocol_changed() {
     expect(&mut engine, "late").await;
     assert_eq!(stage.held(), 1);
     drop(engine);
-    stage.relay.await.unwrap();
+    stage.leave().await;
 }
 
 #[tokio::test]

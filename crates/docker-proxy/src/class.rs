@@ -1,5 +1,7 @@
 //! What an endpoint means for a VM's sleep: one line per class of endpoints, and nowhere else.
 
+use crate::target::Target;
+
 /// What a request needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Class {
@@ -33,7 +35,8 @@ enum When {
 use Class::{Creates, Events, Follows, Hijacks, Holds, Reads, Starts, Weak};
 use When::{Always, NotFalse, True};
 
-/// Method, path after the version, query, class. `*` is one segment, `**` one or more (names of images have slashes).
+/// Method, path after the version, query, class. `*` is one segment, `**` one or more (names of images have slashes,
+/// and so have those that a container has for another).
 /// The first line that fits counts; what none fits is unknown here, goes to the engine untouched, and holds.
 ///
 /// Of the long polls: `wait` holds, because `docker run --rm` hangs on it while the engine still cleans up; `logs`
@@ -64,11 +67,11 @@ const TABLE: &[(&str, &str, When, Class)] = &[
     ("GET", "/containers/*/stats", NotFalse("stream"), Weak),
     ("GET", "/containers/*/stats", Always, Holds),
     ("GET", "/containers/*/attach/ws", Always, Hijacks),
-    ("POST", "/containers/*/attach", Always, Hijacks),
+    ("POST", "/containers/**/attach", Always, Hijacks),
     ("POST", "/containers/*/wait", Always, Holds),
     ("POST", "/containers/create", Always, Creates),
-    ("POST", "/containers/*/start", Always, Starts),
-    ("POST", "/containers/*/restart", Always, Starts),
+    ("POST", "/containers/**/start", Always, Starts),
+    ("POST", "/containers/**/restart", Always, Starts),
     ("POST", "/containers/prune", Always, Holds),
     ("POST", "/containers/*/*", Always, Holds),
     ("DELETE", "/containers/*", Always, Holds),
@@ -112,66 +115,63 @@ const TABLE: &[(&str, &str, When, Class)] = &[
 ];
 
 impl Class {
-    /// The class of a request.
+    /// The class of a request; the strictest if its target can't be understood.
     #[must_use]
     pub fn of(method: &str, target: &str) -> Self {
-        let (path, query) = target.split_once('?').unwrap_or((target, ""));
-        let path = without_version(path);
+        let Some(target) = Target::parse(target) else { return Creates };
+        let (_, path) = target.version_and_path();
         let listed = TABLE
             .iter()
-            .find(|(verb, pattern, when, _)| *verb == method && fits(pattern, path) && when.holds(query));
+            .find(|(verb, pattern, when, _)| *verb == method && fits(pattern, path) && when.holds(&target));
         listed.map_or(Holds, |(.., class)| *class)
     }
 }
 
 impl When {
-    fn holds(self, query: &str) -> bool {
+    fn holds(self, target: &Target<'_>) -> bool {
         match self {
             Always => true,
-            True(name) => is_true(query, name).unwrap_or(false),
-            NotFalse(name) => is_true(query, name).unwrap_or(true),
+            True(name) => is_true(target, name).unwrap_or(false),
+            NotFalse(name) => is_true(target, name).unwrap_or(true),
         }
     }
 }
 
 /// A query parameter as dockerd reads one: everything that isn't a word for no is a yes. `None`: it isn't there.
-fn is_true(query: &str, name: &str) -> Option<bool> {
-    let value = query.split('&').find_map(|pair| {
-        let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
-        (key == name).then_some(value)
-    })?;
+fn is_true(target: &Target<'_>, name: &str) -> Option<bool> {
+    let value = target.parameter(name)?;
     Some(!matches!(value.to_ascii_lowercase().trim(), "" | "0" | "no" | "false" | "none"))
 }
 
-/// The container that a request of the class [`Class::Starts`] starts, as the client names it.
+/// The container that a request is about, as the client names it: the one that a request of the class
+/// [`Class::Starts`] starts. `None` also for a name that no container can have.
 #[must_use]
-pub fn started_by(target: &str) -> Option<&str> {
-    without_version(target.split('?').next()?).strip_prefix("/containers/")?.split('/').next()
+pub fn started_by(target: &str) -> Option<String> {
+    let path = path_of(target);
+    let (name, _) = path.strip_prefix("/containers/")?.rsplit_once('/')?;
+    let is_name = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_.-/".contains(&byte));
+    (is_name && !name.is_empty()).then(|| name.to_owned())
 }
 
 /// May the answer name paths of the host: what containers and volumes are made of?
 #[must_use]
 pub fn tells_paths(target: &str) -> bool {
-    let path = without_version(target.split('?').next().unwrap_or(target));
+    let path = path_of(target);
     ["/containers/json", "/containers/*/json", "/volumes", "/volumes/*"]
         .iter()
-        .any(|pattern| fits(pattern, path))
+        .any(|pattern| fits(pattern, &path))
 }
 
 /// `/v1.45` of `/v1.45/info`; empty if there is none.
 #[must_use]
-pub fn version_of(target: &str) -> &str {
-    let path = target.split('?').next().unwrap_or(target);
-    &path[..path.len() - without_version(path).len()]
+pub fn version_of(target: &str) -> String {
+    Target::parse(target).map_or_else(String::new, |target| target.version_and_path().0.to_owned())
 }
 
-/// `/v1.45/info` is `/info`.
-fn without_version(path: &str) -> &str {
-    let Some(rest) = path.strip_prefix("/v") else { return path };
-    let Some(end) = rest.find('/') else { return path };
-    let is_version =
-        !rest[..end].is_empty() && rest[..end].bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
-    if is_version { &rest[end..] } else { path }
+/// `/info` of `/v1.45/info?x=y`, as the engine understands it; empty if that can't be told.
+#[must_use]
+pub fn path_of(target: &str) -> String {
+    Target::parse(target).map_or_else(String::new, |target| target.version_and_path().1.to_owned())
 }
 
 fn fits(pattern: &str, path: &str) -> bool {
@@ -192,6 +192,8 @@ fn fits(pattern: &str, path: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -203,6 +205,9 @@ mod tests {
             ("POST", "/containers/a/attach?stream=1", Hijacks),
             ("GET", "/containers/a/attach", Holds),
             ("POST", "/containers//attach", Holds),
+            ("POST", "/containers/a/b/attach", Hijacks),
+            ("POST", "/containers/create/", Holds),
+            ("POST", "/containers/%63reate%", Creates),
             ("POST", "/grpc", Hijacks),
             ("GET", "/v1.45/containers/json", Reads),
             ("HEAD", "/_ping", Reads),
@@ -245,6 +250,7 @@ mod tests {
             ("GET", "/containers/a/logs?follow=0&stdout=1", Holds),
             ("GET", "/containers/a/logs?stdout=1&follow=", Holds),
             ("GET", "/containers/a/logs?stdout=1", Holds),
+            ("GET", "/containers/a/stats?%73tream=+No", Holds),
             ("GET", "/containers/a/stats", Weak),
             ("GET", "/containers/a/stats?stream=1", Weak),
             ("GET", "/containers/a/stats?stream=false&one-shot=1", Holds),
@@ -254,11 +260,69 @@ mod tests {
         }
     }
 
+    /// Other spellings of a path that Go makes the same of, in front of a router or by its redirect.
+    fn spelling(path: &'static str) -> impl Strategy<Value = String> {
+        let escaped = proptest::collection::vec(any::<bool>(), path.len());
+        let slash = prop_oneof![
+            4 => Just("/"), 1 => Just("//"), 1 => Just("/./"), 1 => Just("/x/../"), 1 => Just("/%2e/"), 1 => Just("%2f"),
+        ];
+        let slashes = proptest::collection::vec(slash, path.split('/').count() - 1);
+        let front = prop_oneof![Just(""), Just("http://docker"), Just("HTTPS://a:1@b"), Just("x+y:///a/..")];
+        let query = prop_oneof![Just(""), Just("?"), Just("?name=/x?y#z")];
+        (escaped, slashes, front, query).prop_map(move |(escaped, slashes, front, query)| {
+            let mut spelled = String::new();
+            let mut slashes = slashes.into_iter();
+            for (letter, is_escaped) in path.chars().zip(escaped) {
+                match letter {
+                    // A target begins with one.
+                    '/' if spelled.is_empty() => {
+                        spelled += slashes
+                            .next()
+                            .map_or("/", |slash| slash.strip_prefix("%2f").map_or(slash, |_| "/"))
+                    }
+                    '/' => spelled += slashes.next().unwrap_or("/"),
+                    letter if is_escaped => spelled += &format!("%{:02x}", u32::from(letter)),
+                    letter => spelled.push(letter),
+                }
+            }
+            format!("{front}{spelled}{query}")
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn no_spelling_of_a_path_is_taken_for_another(
+            creates in prop_oneof![
+                spelling("/containers/create"), spelling("/v1.45/containers/create"), spelling("/v1/volumes/create"),
+            ],
+            starts in prop_oneof![spelling("/containers/web/start"), spelling("/v1.45/containers/web/restart")],
+            tells in prop_oneof![spelling("/containers/json"), spelling("/v1.45/volumes")],
+        ) {
+            prop_assert_eq!(Class::of("POST", &creates), Creates, "{}", creates);
+            prop_assert_eq!(Class::of("POST", &starts), Starts, "{}", starts);
+            prop_assert_eq!(started_by(&starts), Some("web".to_owned()), "{}", starts);
+            prop_assert!(tells_paths(&tells) && Class::of("GET", &tells) == Reads, "{}", tells);
+        }
+
+        #[test]
+        fn no_target_makes_the_classing_panic(target in "[/%.a-z0-9:?*]{0,40}|\\PC*") {
+            let _ = (Class::of("POST", &target), started_by(&target), version_of(&target), path_of(&target));
+        }
+    }
+
     #[test]
     fn who_is_started_is_known() {
-        assert_eq!(started_by("/v1.45/containers/web/start?detachKeys=x"), Some("web"));
-        assert_eq!(started_by("/containers/ab12/restart"), Some("ab12"));
-        assert_eq!(started_by("/images/x/tag"), None);
+        for (target, name) in [
+            ("/v1.45/containers/web/start?detachKeys=x", Some("web")),
+            ("/containers/ab12/restart", Some("ab12")),
+            ("/containers/web/db/start", Some("web/db")),
+            ("//containers/./%77eb/%73tart", Some("web")),
+            ("/containers/a%20b/start", None),
+            ("/containers/a%0d%0ab/start", None),
+            ("/images/x/tag", None),
+        ] {
+            assert_eq!(started_by(target).as_deref(), name, "{target}");
+        }
     }
 
     #[test]

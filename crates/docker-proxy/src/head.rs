@@ -6,6 +6,7 @@
 use bytes::{Buf, Bytes, BytesMut};
 
 use crate::framing::{BodyFraming, FramingError, FramingHeaders};
+use crate::target::Target;
 
 /// Most bytes of one head, its empty line included.
 pub const HEAD_BYTES_MAX: usize = 64 * 1024;
@@ -25,6 +26,9 @@ pub enum HeadError {
     /// A line ends with a line feed alone.
     #[error("head has a line that doesn't end with CR LF")]
     BareLineFeed,
+    /// What is asked for can't be told for certain.
+    #[error("the target can't be understood")]
+    Target,
     /// Not HTTP/1.0 or HTTP/1.1.
     #[error("not HTTP/1.1: {0}")]
     Syntax(httparse::Error),
@@ -177,6 +181,9 @@ pub fn parse_request(bytes: Bytes) -> Result<RequestHead, HeadError> {
     let framing = fields.framing.of_request()?;
     let method = request.method.unwrap_or_default().to_owned();
     let target = request.path.unwrap_or_default().to_owned();
+    if Target::parse(&target).is_none() {
+        return Err(HeadError::Target);
+    }
     let (keep_alive, expects_continue) = (fields.keep_alive, fields.expects_continue);
     Ok(RequestHead { bytes, method, target, framing, is_http_1_1, keep_alive, expects_continue })
 }
@@ -284,6 +291,9 @@ mod tests {
             ("GET / HTTP/1.1\r\nA : b\r\n\r\n", "a blank before the colon"),
             ("GET / HTTP/1.1\r\nA\r\n\r\n", "no colon"),
             ("GET /a b HTTP/1.1\r\n\r\n", "a blank in the target"),
+            ("GET info HTTP/1.1\r\n\r\n", "a target without a slash"),
+            ("GET http:/info HTTP/1.1\r\n\r\n", "a target without an authority"),
+            ("GET /%zz HTTP/1.1\r\n\r\n", "an escape that is none"),
             ("GET / HTTP/2.0\r\n\r\n", "another version"),
             ("GET /\r\n\r\n", "no version"),
             ("POST / HTTP/1.1\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n", "two framings"),

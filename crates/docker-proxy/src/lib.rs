@@ -15,11 +15,12 @@ mod mounts;
 mod publish;
 mod relay;
 mod stream;
+mod target;
 mod warnings;
 mod wish;
 
 pub use chunked::{ChunkError, ChunkScanner, EXTENSION_BYTES_MAX, TRAILER_BYTES_MAX};
-pub use class::{Class, started_by, tells_paths, version_of};
+pub use class::{Class, path_of, started_by, tells_paths, version_of};
 pub use engine::{Answer, Engine, Lease, Refusal};
 pub use framing::{BodyFraming, BodyScanner, FramingError};
 pub use head::{

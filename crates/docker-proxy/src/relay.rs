@@ -26,7 +26,7 @@ use tokio::net::unix::{ReadHalf, WriteHalf};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
-use crate::class::{Class, tells_paths};
+use crate::class::{Class, path_of, tells_paths};
 use crate::client::{BUFFER_BYTES, Broken, finish, request_head, until_gone, until_hung_up};
 use crate::engine::{Answer, Engine, Lease};
 use crate::framing::{BodyFraming, BodyScanner};
@@ -407,12 +407,12 @@ impl<E: Engine> Edit<'_, E> {
         let Self { session, request, class, given, warnings } = self;
         let head =
             if warnings.is_empty() { head } else { head.with_lines(&warnings::header_lines(warnings)) };
-        let path = request.target.split('?').next().unwrap_or_default();
-        let is_new = class == Class::Creates && path.ends_with("/containers/create") && head.status == 201;
+        let path = path_of(&request.target);
+        let is_new = class == Class::Creates && path == "/containers/create" && head.status == 201;
         let names_paths = match class {
-            Class::Reads => tells_paths(path),
+            Class::Reads => tells_paths(&request.target),
             // What went wrong with a mount.
-            Class::Creates | Class::Starts => head.status >= 400 || path.ends_with("/volumes/create"),
+            Class::Creates | Class::Starts => head.status >= 400 || path == "/volumes/create",
             _ => false,
         };
         let is_read = is_new && !(warnings.is_empty() && given.is_empty()) || names_paths;

@@ -26,7 +26,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use dormouse_api::link::EngineFacts;
-use dormouse_docker_proxy::{RequestHead, ResponseHead, tells_paths, version_of};
+use dormouse_docker_proxy::{RequestHead, ResponseHead, path_of, tells_paths, version_of};
 use jiff::Timestamp;
 use serde::Deserialize;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -249,7 +249,7 @@ fn read(path: &Path) -> io::Result<Vec<u8>> {
 
 fn version(target: &str) -> Option<String> {
     let version = version_of(target);
-    (!version.is_empty() && version.len() < 16).then(|| version.to_owned())
+    (!version.is_empty() && version.len() < 16).then_some(version)
 }
 
 /// Puts one question after the other to the engine, over one connection as long as it lasts.
@@ -307,9 +307,8 @@ where
         if head.status >= 500 {
             return Ok(None);
         }
-        let path = question.target.split('?').next().unwrap_or_default();
-        let path = &path[version_of(path).len()..];
-        for id in containers_with_a_time(path, &body) {
+        let path = path_of(&question.target);
+        for id in containers_with_a_time(&path, &body) {
             if !self.since.contains_key(&id)
                 && self.since.len() < CONTAINERS_MAX
                 && let Some(since) = self.since_of(&id).await?
@@ -318,7 +317,7 @@ where
             }
         }
         let length = text.len() + body.len();
-        let parts = take_apart(path, &body, &self.since);
+        let parts = take_apart(&path, &body, &self.since);
         Ok(parts.map(|body| (Kept { head: text.to_owned(), body }, length)))
     }
 

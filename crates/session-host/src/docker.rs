@@ -13,7 +13,7 @@ use dormouse_agent_proto::{BUSY_DIR, Target};
 use dormouse_api::link::HostSettings;
 use dormouse_api::{Phase, SessionState};
 use dormouse_docker_proxy::{
-    Answer, AnyPort, Bind, Class, Engine, Given, Mount, Refusal, RequestHead, started_by,
+    Answer, AnyPort, Bind, Class, Engine, Given, Mount, Refusal, RequestHead, path_of, started_by,
 };
 use dormouse_lifecycle::{HoldKind, Policy};
 use dormouse_mux::Stream;
@@ -137,14 +137,14 @@ impl Engine for SessionEngine {
         let (mut starting, mut using) = (None, None);
         if let Some(container) = started_by(&request.target) {
             if class == Class::Starts {
-                let prepared = self.prepare(&lease, container).await;
+                let prepared = self.prepare(&lease, &container).await;
                 if prepared.is_err() {
-                    discard(&lease, container).await;
+                    discard(&lease, &container).await;
                 }
                 (starting, using) = prepared?;
-            } else if path.ends_with("/archive") {
+            } else if path_of(&request.target).ends_with("/archive") {
                 // To copy from or to a container that doesn't run, its engine mounts what it has.
-                using = self.face.folders.start(&lease, container).await?;
+                using = self.face.folders.start(&lease, &container).await?;
             }
         }
         Ok(RequestLease { lease, owner: self.owner.clone(), claimant, _starting: starting, _using: using })

@@ -16,9 +16,9 @@ const API_OLDEST: &str = "1.24";
 pub(super) fn answer(engine: &EngineFacts, method: &str, target: &str, now: Timestamp) -> Option<Bytes> {
     let Question { method, target } = Question::new(method, target);
     let version = version_of(&target);
-    let (kind, body) = match (method.as_str(), &target[version.len()..]) {
+    let (kind, body) = match (method.as_str(), target.strip_prefix(&version)?) {
         ("GET" | "HEAD", "/_ping") => ("text/plain; charset=utf-8", "OK".to_owned()),
-        ("GET", "/version") if is_spoken(version, &engine.api) => ("application/json", facts(engine)),
+        ("GET", "/version") if is_spoken(&version, &engine.api) => ("application/json", facts(engine)),
         _ => return None,
     };
     let EngineFacts { version, api, .. } = engine;

@@ -8,11 +8,12 @@ use bytes::{Buf, Bytes, BytesMut};
 use crate::framing::{BodyFraming, FramingError, FramingHeaders};
 use crate::target::Target;
 
-/// Most bytes of one head, its empty line included.
-pub const HEAD_BYTES_MAX: usize = 64 * 1024;
+/// Most bytes of one head, its empty line included. `X-Registry-Config` brings a token for each registry that a client
+/// knows.
+pub const HEAD_BYTES_MAX: usize = 256 * 1024;
 
 /// Most header lines of one head.
-pub const HEADERS_MAX: usize = 128;
+pub const HEADERS_MAX: usize = 256;
 
 /// Why a head was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -8,7 +8,7 @@
 //!  └──── keep-alive ◄─────── body
 //! ```
 //!
-//! Bounds: a head has 64 KiB and must be complete 30 s after its first byte; what a client pipelines while its request
+//! Bounds: a head has 256 KiB and must be complete 30 s after its first byte; what a client pipelines while its request
 //! is served waits in 64 KiB here and else in the socket. A client that closes its connection gives its lease back at
 //! once, also while the VM is still starting. (One that closed only its sending side is served to the end.) A client
 //! that neither takes nor gives a byte for [`STALLED_AFTER`] while the relay waits for it is served on, but its lease

@@ -397,6 +397,13 @@ async fn a_client_that_goes_while_the_vm_starts_is_not_waited_for() {
 }
 
 #[tokio::test]
+async fn a_head_with_the_tokens_of_many_registries_passes() {
+    let mut stage = stage(None);
+    let tokens = "e30=".repeat(60 * 1024);
+    stage.ask(&format!("POST /build HTTP/1.1\r\nX-Registry-Config: {tokens}\r\n\r\n")).await;
+}
+
+#[tokio::test]
 async fn a_refusal_is_an_answer_in_dockers_own_form() {
     let mut stage = stage(Some(Refusal { status: 503, message: "no \"VM\"".into() }));
     stage.client.write_all(b"GET /build/x HTTP/1.1\r\n\r\n").await.unwrap();

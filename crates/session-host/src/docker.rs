@@ -25,6 +25,7 @@ use crate::events::Events;
 use crate::fetch;
 use crate::folders::{Folders, Using};
 use crate::hooks::Verdict;
+use crate::lease::Refused;
 use crate::owner::{Claimant, HeldLease, Owner};
 use crate::ports::{Ports, Starting};
 
@@ -128,12 +129,7 @@ impl Engine for SessionEngine {
             owner: self.client.to_string(),
             reason: format!("{} {path}", request.method),
         };
-        let lease = self.owner.lease(claimant.clone()).await.map_err(|refused| {
-            let error = refused.to_api();
-            // Docker's clients show a message and nothing else.
-            let hint = error.hint.map(|hint| format!("; {hint}")).unwrap_or_default();
-            Refusal { status: error.code.status(), message: error.message + &hint }
-        })?;
+        let lease = self.owner.lease(claimant.clone()).await.map_err(|refused| told(&refused))?;
         let (mut starting, mut using) = (None, None);
         if let Some(container) = started_by(&request.target) {
             if class == Class::Starts {
@@ -214,6 +210,14 @@ impl SessionEngine {
         };
         Ok((starting, self.face.folders.start(lease, container).await?))
     }
+}
+
+/// As Docker's clients are told: they show a message and nothing else. Whatever the reason, it isn't their request: 409 is a
+/// name that is taken to them.
+fn told(refused: &Refused) -> Refusal {
+    let error = refused.to_api();
+    let hint = error.hint.map(|hint| format!("; {hint}")).unwrap_or_default();
+    Refusal { status: 503, message: error.message + &hint }
 }
 
 /// Removes a container whose start was refused here, if it was to be removed in the end: an engine does so when a start
@@ -333,7 +337,24 @@ impl RequestLease {
 
 #[cfg(test)]
 mod tests {
+    use dormouse_lifecycle::{Cause, Refusal as No, Reopen, Termination, TerminationReason};
+
     use super::*;
+
+    #[test]
+    fn a_session_that_cannot_serve_now_is_no_conflict_to_docker() {
+        let reason = "no space left".into();
+        let (details, reopen) = ("by request".into(), Reopen::OnStart);
+        let over = Termination { reason: TerminationReason::Shutdown, cause: Cause::Asked, details, reopen };
+        for (no, words) in [
+            (No::IoPaused { reason }, "no space left; make room"),
+            (No::Terminated(over), "by request; `dorm session start`"),
+            (No::HostLeaving, "going down"),
+        ] {
+            let told = told(&Refused(no));
+            assert!(told.status == 503 && told.message.contains(words), "{told:?}");
+        }
+    }
 
     #[test]
     fn of_all_paths_only_the_engines_socket_and_the_folder_for_marks_are_in_the_vm() {

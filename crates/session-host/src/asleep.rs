@@ -51,6 +51,9 @@ const FIXED: &[(&str, &str)] = &[
 /// And without a version.
 const PINGS: &[(&str, &str)] = &[("HEAD", "/_ping"), ("GET", "/_ping"), ("GET", "/version")];
 
+/// What is asked of a swarm.
+const SWARM: &[&str] = &["/swarm", "/nodes", "/services", "/tasks", "/secrets", "/configs"];
+
 /// For how long a question is remembered.
 const ASKED_WITHIN: Duration = Duration::from_secs(3600);
 
@@ -304,7 +307,9 @@ where
         let (Ok(text), Ok(body)) = (str::from_utf8(&head.bytes), String::from_utf8(body)) else {
             return Ok(None);
         };
-        if head.status >= 500 {
+        let path = path_of(&question.target);
+        // An engine of no swarm says so with 503, and can't join one asleep. What else goes wrong may go right later.
+        if head.status >= 500 && !(head.status == 503 && SWARM.contains(&path.as_str())) {
             return Ok(None);
         }
         let path = path_of(&question.target);

@@ -53,6 +53,10 @@ impl Engine {
             "GET /v1.45/images/lost/json" => {
                 return "HTTP/1.1 500 Oh\r\nContent-Length: 0\r\n\r\n".to_owned();
             }
+            "GET /v1.45/swarm" | "GET /v1.45/networks/slow" => {
+                return "HTTP/1.1 503 No\r\nContent-Length: 2\r\n\r\n{}".to_owned();
+            }
+            "GET /v1.45/nodes" => return "HTTP/1.1 500 Oh\r\nContent-Length: 0\r\n\r\n".to_owned(),
             "HEAD /_ping" => return "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n".to_owned(),
             _ => "{}",
         };
@@ -131,6 +135,18 @@ async fn what_was_asked_is_kept_word_for_word_and_anything_else_is_not() {
     }
     let old = parse_request("GET /_ping HTTP/1.0\r\n\r\n".into()).unwrap();
     assert_eq!(asleep.answer(&old, 1), None, "HTTP/1.0 knows no chunks");
+}
+
+#[tokio::test]
+async fn that_there_is_no_swarm_is_kept_and_no_other_failure_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let asleep = Asleep::load(folder.path(), true, None);
+    let targets = ["GET /v1.45/swarm", "GET /v1.45/networks/slow", "GET /v1.45/nodes"];
+    targets.iter().for_each(|target| asleep.asked(&request(target)));
+    Engine::default().captured_by(&asleep, 1).await;
+    asleep.seal(1);
+    let kept = targets.map(|target| asks(&asleep, target, 1));
+    assert!(matches!(&kept, [Some(swarm), None, None] if swarm.starts_with("HTTP/1.1 503 ")), "{kept:?}");
 }
 
 #[tokio::test]

@@ -124,6 +124,11 @@ impl Asleep {
         self.shared.enabled.store(may, Ordering::Relaxed);
     }
 
+    /// The engine that there would be, if there never was one.
+    pub(crate) fn engine(&self) -> Option<&EngineFacts> {
+        self.shared.engine.as_ref()
+    }
+
     fn is_enabled(&self) -> bool {
         self.shared.enabled.load(Ordering::Relaxed)
     }
@@ -312,7 +317,6 @@ where
         if head.status >= 500 && !(head.status == 503 && SWARM.contains(&path.as_str())) {
             return Ok(None);
         }
-        let path = path_of(&question.target);
         for id in containers_with_a_time(&path, &body) {
             if !self.since.contains_key(&id)
                 && self.since.len() < CONTAINERS_MAX

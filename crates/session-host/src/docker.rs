@@ -104,7 +104,7 @@ impl Engine for SessionEngine {
             (info.state, info.vm.phase, info.vm.generation)
         };
         if class == Class::Events && request.is_http_1_1 && state == SessionState::Running {
-            return self.face.events.answer(&request.target, watched).map(Some);
+            return self.face.events.answer(&request.target, self.face.asleep.engine(), watched);
         }
         if class != Class::Reads {
             return Ok(None);

@@ -18,6 +18,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use dormouse_api::link::EngineFacts;
 use dormouse_api::{Phase, SessionInfo, SessionState};
 use dormouse_docker_proxy::{Answer, BodyScanner, Refusal};
 use jiff::Timestamp;
@@ -27,6 +28,7 @@ use tokio::time::{sleep, timeout};
 
 use self::filter::{Event, Wish};
 use crate::fetch;
+use crate::known::{head_lines, speaks};
 
 /// Events that are kept for clients that come late or read slowly.
 const EVENTS_MAX: usize = 10_000;
@@ -242,12 +244,21 @@ impl Events {
         self.shared.end.send_replace(ring.end());
     }
 
-    /// The answer to a client's `GET /events`.
-    pub(crate) fn answer(&self, target: &str, info: watch::Receiver<SessionInfo>) -> Result<Answer, Refusal> {
+    /// The answer to a client's `GET /events`, with what is known of the engine. `None`: it is for the engine to refuse.
+    pub(crate) fn answer(
+        &self,
+        target: &str,
+        engine: Option<&EngineFacts>,
+        info: watch::Receiver<SessionInfo>,
+    ) -> Result<Option<Answer>, Refusal> {
+        if engine.is_some_and(|engine| !speaks(engine, target)) {
+            return Ok(None);
+        }
         let wish = Wish::parse(target).map_err(|message| Refusal { status: 400, message })?;
         let date = Timestamp::now().strftime("%a, %d %b %Y %H:%M:%S GMT");
+        let who = engine.map(head_lines).unwrap_or_default();
         let head = format!(
-            "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nDate: {date}\r\nTransfer-Encoding: chunked\r\n\r\n"
+            "HTTP/1.1 200 OK\r\n{who}Content-Type: application/json\r\nDate: {date}\r\nTransfer-Encoding: chunked\r\n\r\n"
         );
         let (sender, chunks) = mpsc::channel(QUEUE);
         let events = self.clone();
@@ -263,7 +274,7 @@ impl Events {
                 () = ended(info) => {}
             }
         });
-        Ok(Answer::Stream(head.into(), chunks))
+        Ok(Some(Answer::Stream(head.into(), chunks)))
     }
 
     async fn tell(

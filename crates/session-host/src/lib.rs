@@ -21,6 +21,7 @@ mod gate;
 mod hooks;
 mod host;
 mod journal;
+mod known;
 mod lease;
 mod link;
 mod machine;

@@ -8,9 +8,7 @@ use serde_json::json;
 
 use super::answers::{Kept, Question};
 use super::present::Part;
-
-/// The oldest version of the API that engines of these years speak.
-const API_OLDEST: &str = "1.24";
+use crate::known::{API_OLDEST, head_lines, speaks};
 
 /// The answer, if it needs no engine that runs.
 pub(super) fn answer(engine: &EngineFacts, method: &str, target: &str, now: Timestamp) -> Option<Bytes> {
@@ -18,17 +16,15 @@ pub(super) fn answer(engine: &EngineFacts, method: &str, target: &str, now: Time
     let version = version_of(&target);
     let (kind, body) = match (method.as_str(), target.strip_prefix(&version)?) {
         ("GET" | "HEAD", "/_ping") => ("text/plain; charset=utf-8", "OK".to_owned()),
-        ("GET", "/version") if is_spoken(&version, &engine.api) => ("application/json", facts(engine)),
+        ("GET", "/version") if speaks(engine, &target) => ("application/json", facts(engine)),
         _ => return None,
     };
-    let EngineFacts { version, api, .. } = engine;
     // dockerd's answer to HEAD says that there is nothing.
     let length = if method == "HEAD" { 0 } else { body.len() };
+    let who = head_lines(engine);
     let head = format!(
-        "HTTP/1.1 200 OK\r\nApi-Version: {api}\r\nBuilder-Version: 2\r\n\
-         Cache-Control: no-cache, no-store, must-revalidate\r\nContent-Length: {length}\r\nContent-Type: {kind}\r\n\
-         Date: \r\nDocker-Experimental: false\r\nOstype: linux\r\nPragma: no-cache\r\n\
-         Server: Docker/{version} (linux)\r\nSwarm: inactive\r\n\r\n"
+        "HTTP/1.1 200 OK\r\n{who}Builder-Version: 2\r\nCache-Control: no-cache, no-store, must-revalidate\r\n\
+         Content-Length: {length}\r\nContent-Type: {kind}\r\nDate: \r\nPragma: no-cache\r\nSwarm: inactive\r\n\r\n"
     );
     Some(Kept { head, body: vec![Part::Text(body)] }.at(&method, now))
 }
@@ -46,19 +42,6 @@ fn facts(engine: &EngineFacts) -> String {
     })
     .to_string()
         + "\n"
-}
-
-/// `/v1.30` where the newest is 1.45. A version that the engine doesn't speak is for it to refuse.
-fn is_spoken(version: &str, newest: &str) -> bool {
-    let number = |text: &str| -> Option<(u32, u32)> {
-        let (major, minor) = text.split_once('.')?;
-        Some((major.parse().ok()?, minor.parse().ok()?))
-    };
-    let Some(asked) = version.strip_prefix("/v") else { return version.is_empty() };
-    match (number(asked), number(API_OLDEST), number(newest)) {
-        (Some(asked), Some(oldest), Some(newest)) => (oldest..=newest).contains(&asked),
-        _ => false,
-    }
 }
 
 #[cfg(test)]

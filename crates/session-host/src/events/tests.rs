@@ -56,8 +56,8 @@ fn info(phase: Phase) -> watch::Sender<SessionInfo> {
 }
 
 fn listen(events: &Events, target: &str, info: &watch::Sender<SessionInfo>) -> mpsc::Receiver<Bytes> {
-    match events.answer(target, info.subscribe()) {
-        Ok(Answer::Stream(_, chunks)) => chunks,
+    match events.answer(target, None, info.subscribe()) {
+        Ok(Some(Answer::Stream(_, chunks))) => chunks,
         other => panic!("{other:?}"),
     }
 }
@@ -182,10 +182,35 @@ async fn the_next_host_knows_the_latest_events() {
 }
 
 #[tokio::test]
+async fn the_answer_has_the_engines_head_and_a_version_that_it_does_not_speak_is_left_to_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let (events, info) = (Events::load(folder.path()), info(Phase::Running));
+    let engine = EngineFacts { version: "26.1.5".into(), api: "1.45".into(), kernel: "6.12".into() };
+    for target in ["/events", "/v1.45/events?until=1", "/v1.24/events"] {
+        let Ok(Some(Answer::Stream(head, _))) = events.answer(target, Some(&engine), info.subscribe()) else {
+            panic!("{target}");
+        };
+        let head = String::from_utf8(head.to_vec()).unwrap();
+        for line in [
+            "Api-Version: 1.45",
+            "Ostype: linux",
+            "Server: Docker/26.1.5 (linux)",
+            "Docker-Experimental: false",
+        ] {
+            assert!(head.contains(&format!("\r\n{line}\r\n")), "{head}");
+        }
+    }
+    for target in ["/v1.46/events", "/v1.12/events", "/v1%2e99/events"] {
+        let answer = events.answer(target, Some(&engine), info.subscribe());
+        assert!(matches!(answer, Ok(None)), "{target}: {answer:?}");
+    }
+}
+
+#[tokio::test]
 async fn nonsense_is_refused_or_passed_over() {
     let folder = tempfile::tempdir().unwrap();
     let (events, info) = (Events::load(folder.path()), info(Phase::Running));
-    let refused = events.answer("/events?since=yesterday", info.subscribe());
+    let refused = events.answer("/events?since=yesterday", None, info.subscribe());
     assert!(matches!(refused, Err(Refusal { status: 400, .. })), "{refused:?}");
     let mut engine = subscribe(&events, 1, false).await;
     let mut client = listen(&events, "/events", &info);

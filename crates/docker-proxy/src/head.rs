@@ -239,7 +239,8 @@ impl<'a> Fields<'a> {
                     keep_alive = true;
                 }
             } else if name.eq_ignore_ascii_case("expect") {
-                expects_continue = has_token(header.value, "100-continue");
+                // HTTP/1.0 knows no answer before the answer.
+                expects_continue = is_http_1_1 && has_token(header.value, "100-continue");
             }
         }
         Ok(Self { framing, keep_alive, expects_continue })
@@ -329,6 +330,15 @@ mod tests {
         ] {
             assert_eq!(request(text).unwrap().keep_alive, keep_alive, "{text}");
         }
+    }
+
+    #[test]
+    fn only_a_client_of_http_1_1_can_wait_to_be_told_to_continue() {
+        let expects = |version| {
+            let text = format!("POST / HTTP/{version}\r\nContent-Length: 1\r\nExpect: 100-Continue\r\n\r\n");
+            request(&text).unwrap().expects_continue
+        };
+        assert!(expects("1.1") && !expects("1.0"));
     }
 
     #[test]

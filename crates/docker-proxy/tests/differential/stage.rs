@@ -8,9 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
-use dormouse_docker_proxy::{
-    Answer, AnyPort, Bind, Class, Engine, Given, Lease, Mount, Refusal, RequestHead, serve,
-};
+use dormouse_docker_proxy::{Answer, AnyPort, Bind, Class, Given, Lease, Mount, Refusal, RequestHead, serve};
 use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::{Frame, Incoming};
@@ -18,6 +16,7 @@ use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
+use tokio::task::JoinSet;
 
 /// For hangs.
 const WITHIN: Duration = Duration::from_secs(30);
@@ -32,26 +31,61 @@ pub(crate) struct Outcome {
 
 type Seen = Arc<Mutex<Vec<String>>>;
 
+/// One engine's connections.
+#[derive(Clone)]
+struct Served {
+    engine: Engine,
+    seen: Seen,
+    connections: Arc<Mutex<JoinSet<()>>>,
+}
+
+impl Served {
+    fn by(engine: Engine) -> Self {
+        Self { engine, seen: Seen::default(), connections: Arc::default() }
+    }
+
+    fn serve(&self, stream: UnixStream) {
+        let serving = self.engine.serve(stream, Arc::clone(&self.seen));
+        self.connections.lock().expect("no panic").spawn(serving);
+    }
+
+    /// When all connections have ended.
+    async fn outcome(self, answer: Vec<u8>) -> Outcome {
+        let connections = std::mem::take(&mut *self.connections.lock().expect("no panic"));
+        tokio::time::timeout(WITHIN, connections.join_all()).await.expect("an engine hangs");
+        Outcome { answer, seen: self.seen.lock().expect("no panic").clone() }
+    }
+}
+
+/// Who is asked.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Engine {
+    Hyper,
+    /// Answers its one request with this status, and then is a stream that says so much of what it hears.
+    Hijacked {
+        status: &'static str,
+        /// It hears no more than so many bytes before it ends its own direction.
+        hangs_up_after: Option<usize>,
+    },
+}
+
 /// Sends bytes straight to an engine.
-pub(crate) async fn direct(bytes: &[u8], cuts: &[usize]) -> Outcome {
-    let (client, engine) = UnixStream::pair().expect("a pair");
-    let seen = Seen::default();
-    tokio::spawn(serve_engine(engine, Arc::clone(&seen)));
+pub(crate) async fn direct(engine: Engine, bytes: &[u8], cuts: &[usize]) -> Outcome {
+    let (client, theirs) = UnixStream::pair().expect("a pair");
+    let served = Served::by(engine);
+    served.serve(theirs);
     let answer = exchange(client, bytes, cuts).await;
-    outcome(answer, &seen)
+    served.outcome(answer).await
 }
 
 /// Sends bytes to an engine behind the relay.
-pub(crate) async fn relayed(bytes: &[u8], cuts: &[usize]) -> Outcome {
+pub(crate) async fn relayed(engine: Engine, bytes: &[u8], cuts: &[usize]) -> Outcome {
     let (client, ours) = UnixStream::pair().expect("a pair");
-    let seen = Seen::default();
-    tokio::spawn(serve(ours, Behind(Arc::clone(&seen))));
+    let served = Served::by(engine);
+    let relay = tokio::spawn(serve(ours, Behind(served.clone())));
     let answer = exchange(client, bytes, cuts).await;
-    outcome(answer, &seen)
-}
-
-fn outcome(answer: Vec<u8>, seen: &Seen) -> Outcome {
-    Outcome { answer, seen: seen.lock().expect("no panic").clone() }
+    tokio::time::timeout(WITHIN, relay).await.expect("the relay hangs").expect("no panic");
+    served.outcome(answer).await
 }
 
 async fn exchange(client: UnixStream, bytes: &[u8], cuts: &[usize]) -> Vec<u8> {
@@ -79,13 +113,57 @@ async fn exchange(client: UnixStream, bytes: &[u8], cuts: &[usize]) -> Vec<u8> {
     answer
 }
 
-async fn serve_engine(stream: UnixStream, seen: Seen) {
-    let service = hyper::service::service_fn(move |request| answer(request, Arc::clone(&seen)));
-    let _ = hyper::server::conn::http1::Builder::new()
-        .half_close(true)
-        .auto_date_header(false)
-        .serve_connection(TokioIo::new(stream), service)
-        .await;
+impl Engine {
+    async fn serve(self, stream: UnixStream, seen: Seen) {
+        match self {
+            Self::Hyper => {
+                let service = hyper::service::service_fn(move |request| answer(request, Arc::clone(&seen)));
+                let _ = hyper::server::conn::http1::Builder::new()
+                    .half_close(true)
+                    .auto_date_header(false)
+                    .serve_connection(TokioIo::new(stream), service)
+                    .await;
+            }
+            Self::Hijacked { status, hangs_up_after } => {
+                let _ = hijacked(stream, status, hangs_up_after, &seen).await;
+            }
+        }
+    }
+}
+
+/// Hears everything after the request, whether or not it has ended its own direction before.
+async fn hijacked(
+    mut stream: UnixStream,
+    status: &str,
+    hangs_up_after: Option<usize>,
+    seen: &Seen,
+) -> io::Result<()> {
+    let mut heard = Vec::new();
+    while !heard.ends_with(b"\r\n\r\n") {
+        heard.push(stream.read_u8().await?);
+    }
+    let head = String::from_utf8_lossy(&heard).into_owned();
+    let body = ["Content-Length: 2", "Transfer-Encoding"].map(|framing| head.contains(framing));
+    let length = match body {
+        [true, _] => "{}".len(),
+        [_, true] => "2\r\n{}\r\n0\r\n\r\n".len(),
+        _ => 0,
+    };
+    let mut body = vec![0; length];
+    stream.read_exact(&mut body).await?;
+    stream.write_all(format!("HTTP/1.1 {status}\r\n\r\nwelcome").as_bytes()).await?;
+    let mut input = Vec::new();
+    if let Some(limit) = hangs_up_after {
+        (&mut stream).take(limit as u64).read_to_end(&mut input).await?;
+        stream.write_all(&input).await?;
+        stream.shutdown().await?;
+        stream.read_to_end(&mut input).await?;
+    } else {
+        stream.read_to_end(&mut input).await?;
+        stream.write_all(&input).await?;
+    }
+    seen.lock().expect("no panic").push(format!("{head}{body:?}{input:?}"));
+    Ok(())
 }
 
 async fn answer(
@@ -93,6 +171,10 @@ async fn answer(
     seen: Seen,
 ) -> Result<Response<BoxBody<Bytes, Infallible>>, hyper::Error> {
     let (parts, body) = request.into_parts();
+    if parts.uri.path() == "/early" {
+        seen.lock().expect("no panic").push(format!("{} {}", parts.method, parts.uri));
+        return Ok(Response::new(Full::new(Bytes::from_static(b"no")).boxed()));
+    }
     let body = body.collect().await?.to_bytes();
     let text = String::from_utf8_lossy(&body).into_owned();
     seen.lock().expect("no panic").push(format!("{} {} {text}", parts.method, parts.uri));
@@ -118,9 +200,9 @@ async fn answer(
 
 /// The engine behind the relay. Nothing is answered without it, nothing refused, nothing chosen.
 #[derive(Clone)]
-struct Behind(Seen);
+struct Behind(Served);
 
-impl Engine for Behind {
+impl dormouse_docker_proxy::Engine for Behind {
     type Lease = Self;
 
     async fn answer(&self, _: &RequestHead, _: Class) -> Result<Option<Answer>, Refusal> {
@@ -157,7 +239,7 @@ impl Lease for Behind {
 
     async fn dial(&self) -> io::Result<UnixStream> {
         let (ours, engine) = UnixStream::pair()?;
-        tokio::spawn(serve_engine(engine, Arc::clone(&self.0)));
+        self.0.serve(engine);
         Ok(ours)
     }
 

@@ -65,7 +65,7 @@ fn in_words(seconds: u64) -> String {
         (_, _, 2..48) => format!("{hours} hours"),
         (_, _, 48..336) => format!("{} days", hours / 24),
         (_, _, 336..1440) => format!("{} weeks", hours / 24 / 7),
-        (_, _, 1440..8760) => format!("{} months", hours / 24 / 30),
+        (_, _, 1440..17520) => format!("{} months", hours / 24 / 30),
         _ => format!("{} years", whole_hours / 24 / 365),
     }
 }
@@ -153,6 +153,7 @@ mod tests {
         for (seconds, words) in [
             (0, "Less than a second"),
             (1, "1 second"),
+            (2, "2 seconds"),
             (59, "59 seconds"),
             (60, "About a minute"),
             (119, "About a minute"),
@@ -164,12 +165,19 @@ mod tests {
             (47 * 3600 + 1799, "47 hours"),
             (47 * 3600 + 1800, "2 days"),
             (14 * DAY - 1801, "13 days"),
+            (14 * DAY - 1800, "2 weeks"),
             (14 * DAY, "2 weeks"),
             (60 * DAY - 1801, "8 weeks"),
+            (60 * DAY - 1800, "2 months"),
             (60 * DAY, "2 months"),
-            (365 * DAY - 1801, "12 months"),
-            (366 * DAY, "1 years"),
-            (800 * DAY, "2 years"),
+            (365 * DAY, "12 months"),
+            (729 * DAY, "24 months"),
+            (730 * DAY - 1801, "24 months"),
+            // The one place where the engine doesn't round up.
+            (730 * DAY - 1800, "1 years"),
+            (730 * DAY, "2 years"),
+            (1095 * DAY - 1, "2 years"),
+            (1095 * DAY, "3 years"),
         ] {
             for (before, after) in [
                 ("Up 3 minutes", format!("Up {words}")),

@@ -123,7 +123,7 @@ impl Install {
 
 /// Joins standard input and output with the Docker socket, for `ssh://` and the like.
 pub(crate) async fn dial_stdio(context: &Context) -> Done {
-    let info = context.open(&context.pick(None)).await?;
+    let info = context.serving(&context.pick(None)).await?;
     let engine = UnixStream::connect(&info.docker_socket).await.map_err(|error| {
         Failure::new(format!("nobody answers on {}: {error}", info.docker_socket.display()))
     })?;

@@ -53,7 +53,7 @@ pub(crate) struct DockerListen {
 impl DockerListen {
     pub(crate) async fn run(self, context: &Context) -> Done {
         let tls = TlsAcceptor::from(Arc::new(self.tls()?));
-        let socket = context.open(&context.pick(None)).await?.docker_socket;
+        let socket = context.serving(&context.pick(None)).await?.docker_socket;
         let listener = TcpListener::bind(self.address)
             .await
             .map_err(|error| Failure::new(format!("can't listen on {}: {error}", self.address)))?;

@@ -14,6 +14,10 @@ use crate::error::{Done, Failure, SUCCESS};
 use crate::output::print;
 use crate::registry::docker_folder;
 
+/// Variables that lead docker's clients to another engine, or have them speak TLS on a socket. Some of them heed a context's
+/// name before `DOCKER_HOST`.
+const IN_THE_WAY: &[&str] = &["DOCKER_TLS_VERIFY", "DOCKER_CERT_PATH", "DOCKER_TLS", "DOCKER_CONTEXT"];
+
 #[derive(Args)]
 pub(crate) struct DockerEnv {
     /// Take it back.
@@ -45,7 +49,8 @@ impl DockerEnv {
         }
         let info = context.open(&context.pick(None)).await?;
         let host = format!("unix://{}", info.docker_socket.display());
-        print(format!("export DOCKER_HOST={}", quoted(&host)))
+        print(format!("export DOCKER_HOST={}", quoted(&host)))?;
+        print(format!("unset {}", IN_THE_WAY.join(" ")))
     }
 }
 

@@ -1,9 +1,9 @@
-//! What leads to a session's engine: `dial-stdio`, with a service and engines that only answer.
+//! What leads to a session's engine: `docker-env` and `dial-stdio`, with a service and engines that only answer.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
@@ -21,6 +21,10 @@ type Answer = (u16, &'static str, Vec<u8>);
 
 fn ok(body: impl ToString) -> Answer {
     (200, "", body.to_string().into_bytes())
+}
+
+fn not_found() -> Answer {
+    (404, "", br#"{"message":"no such thing"}"#.to_vec())
 }
 
 /// Everything that one service was asked for, in order.
@@ -132,10 +136,27 @@ impl Home {
         dorm.args(arguments).env("DORM_HOME", self.folder.path()).env_remove("DORM_SESSION");
         dorm
     }
+
+    fn run(&self, arguments: &[&str]) -> Output {
+        self.dorm(arguments).stdin(Stdio::null()).output().unwrap()
+    }
 }
 
 fn text(bytes: Vec<u8>) -> String {
     String::from_utf8(bytes).unwrap()
+}
+
+#[test]
+fn a_shell_is_led_to_the_session_whatever_it_was_led_to_before() {
+    let home = Home::new("running");
+    let script = text(home.run(&["docker-env"]).stdout);
+    let mut shell = Command::new("sh");
+    shell.args(["-c", "eval \"$1\"; env | grep ^DOCKER_", "sh", &script]);
+    for name in ["DOCKER_HOST", "DOCKER_CONTEXT", "DOCKER_TLS", "DOCKER_TLS_VERIFY", "DOCKER_CERT_PATH"] {
+        shell.env(name, "elsewhere");
+    }
+    let led = text(shell.output().unwrap().stdout);
+    assert_eq!(led, format!("DOCKER_HOST=unix://{}\n", home.at("docker.sock").display()));
 }
 
 #[test]

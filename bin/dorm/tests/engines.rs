@@ -1,4 +1,5 @@
-//! What leads to a session's engine: `docker-env` and `dial-stdio`, with a service and engines that only answer.
+//! What leads to a session's engine and between engines: `docker-env`, `dial-stdio` and `import-docker`, with a service and
+//! engines that only answer.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -7,7 +8,7 @@ use std::process::{Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 /// What a client asked for.
 struct Request {
@@ -168,4 +169,182 @@ fn who_comes_over_ssh_has_the_default_session_opened_again() {
     let output = dial.wait_with_output().unwrap();
     assert!(output.status.success() && text(output.stdout).ends_with("OK"));
     assert_eq!(lines(&home.host), ["POST /v1/session/start"]);
+}
+
+fn body(asked: &Asked, line: &str) -> Vec<u8> {
+    let asked = asked.lock().unwrap();
+    let request = asked.iter().find(|request| request.line == line);
+    request.unwrap_or_else(|| panic!("nobody asked for {line}")).body.clone()
+}
+
+/// Where holders have their volume.
+const PLACE: &str = "/dorm-import";
+
+/// An engine that has these containers, images and volumes. Whatever is made in it is called `made`.
+fn engine(socket: &Path, header: &'static str, has: Value, archive: &'static [u8]) -> Asked {
+    serve(socket, move |request| {
+        let (method, path) = request.line.split_once(' ').unwrap();
+        let path = path.split('?').next().unwrap();
+        match (method, path) {
+            ("GET", "/_ping") => (200, header, b"OK".to_vec()),
+            ("GET", "/containers/json" | "/images/json" | "/volumes") => ok(&has[path]),
+            ("GET", "/containers/made/archive") => (200, "", archive.to_vec()),
+            ("GET", _) if has.get(path).is_some() => ok(&has[path]),
+            ("GET", "/images/get") => ok("an archive"),
+            ("GET", _) => not_found(),
+            ("POST", "/containers/create") => (201, "", br#"{"Id":"made"}"#.to_vec()),
+            _ => ok(""),
+        }
+    })
+}
+
+/// A holder, with a volume that its image made it have.
+fn holder(id: &str, volume: &str) -> Value {
+    json!({ "Id": id, "Mounts": [
+        { "Type": "volume", "Name": volume, "Destination": PLACE },
+        { "Type": "volume", "Name": format!("{id}-anonymous"), "Destination": "/data" },
+        { "Type": "tmpfs", "Destination": "/t" },
+    ] })
+}
+
+fn other_engine(home: &Home, header: &'static str, archive: &'static [u8]) -> Asked {
+    let has = json!({
+        "/containers/json": [{ "Id": "left" }],
+        "/containers/left/json": holder("left", "kept"),
+        "/containers/made/json": holder("made", "kept"),
+        "/images/json": [
+            { "Id": "sha256:aa", "RepoTags": ["one:latest", "two:latest"], "RepoDigests": ["one@sha256:11"] },
+            { "Id": "sha256:bb", "RepoTags": null, "RepoDigests": ["three@sha256:22"] },
+            { "Id": "sha256:cc", "RepoTags": ["<none>:<none>"], "RepoDigests": ["<none>@<none>"] },
+        ],
+        "/volumes": { "Volumes": [
+            { "Name": "kept", "Driver": "local", "Labels": { "a": "b" } }, { "Name": "far", "Driver": "nfs" },
+        ] },
+    });
+    engine(&home.at("other.sock"), header, has, archive)
+}
+
+/// One with an image that isn't the first engine's.
+fn own_engine(home: &Home, left: &Value) -> Asked {
+    let mut has = json!({
+        "/containers/json": left,
+        "/containers/made/json": holder("made", "kept"),
+        "/images/json": [{ "Id": "sha256:ee" }],
+    });
+    for holder in left.as_array().unwrap() {
+        has[format!("/containers/{}/json", holder["Id"].as_str().unwrap())] = holder.clone();
+    }
+    engine(&home.at("docker.sock"), "", has, b"")
+}
+
+fn import(home: &Home, options: &[&str]) -> Output {
+    let socket = home.at("other.sock").display().to_string();
+    home.run(&[&["import-docker", "--from", &socket], options].concat())
+}
+
+#[test]
+fn volumes_come_as_they_are_and_nothing_is_left_behind() {
+    let home = Home::new("running");
+    let archive = b"dorm-import/ with its owners";
+    let other = other_engine(&home, "", archive);
+    let own = own_engine(&home, &json!([holder("half", "broken")]));
+    let output = import(&home, &["--no-images"]);
+    let (said, warned) = (text(output.stdout), text(output.stderr));
+    assert_eq!(said, "volume kept\n");
+    assert_eq!(warned, "warning: volume far: it is no plain folder of the engine's\n");
+    let filter = |value: &str| {
+        format!(
+            "GET /containers/json?all=1&filters=%7B%22label%22%3A%5B%22dormouse.import%3D{value}%22%5D%7D"
+        )
+    };
+    assert_eq!(
+        lines(&other),
+        [
+            "GET /_ping",
+            &filter("7-default"),
+            "GET /containers/left/json",
+            "DELETE /containers/left",
+            "DELETE /volumes/left-anonymous",
+            "GET /volumes",
+            "GET /images/json",
+            "POST /containers/create?name=dorm-export-7-default-kept",
+            "GET /containers/made/archive?path=%2Fdorm-import",
+            "GET /containers/made/json",
+            "DELETE /containers/made",
+            "DELETE /volumes/made-anonymous",
+        ]
+    );
+    assert_eq!(
+        lines(&own),
+        [
+            &*filter("into"),
+            "GET /containers/half/json",
+            "DELETE /containers/half",
+            "DELETE /volumes/half-anonymous",
+            "DELETE /volumes/broken",
+            "GET /volumes/kept",
+            "POST /volumes/create",
+            "GET /images/json",
+            "POST /containers/create?name=dorm-import-kept",
+            "PUT /containers/made/archive?path=%2F",
+            "GET /containers/made/json",
+            "DELETE /containers/made",
+            "DELETE /volumes/made-anonymous",
+        ]
+    );
+    assert_eq!(body(&own, "PUT /containers/made/archive?path=%2F"), archive);
+    let json = |asked: &Asked, line: &str| serde_json::from_slice::<Value>(&body(asked, line)).unwrap();
+    let wish = |image: &str, whose: &str, bind: &str| {
+        json!({
+            "Image": image, "Cmd": ["true"], "User": "0", "Labels": { "dormouse.import": whose },
+            "HostConfig": { "Binds": [bind], "NetworkMode": "none" },
+        })
+    };
+    let exported = json(&other, "POST /containers/create?name=dorm-export-7-default-kept");
+    assert_eq!(exported, wish("sha256:aa", "7-default", "kept:/dorm-import:ro"));
+    let imported = json(&own, "POST /containers/create?name=dorm-import-kept");
+    assert_eq!(imported, wish("sha256:ee", "into", "kept:/dorm-import"));
+}
+
+#[test]
+fn what_podman_roots_elsewhere_comes_to_its_place_and_that_owners_do_not_is_told() {
+    let home = Home::new("running");
+    other_engine(&home, "Libpod-Api-Version: 5.4.2\r\n", b"/ and /file");
+    let own = own_engine(&home, &json!([]));
+    let output = import(&home, &["--no-images"]);
+    let warned = text(output.stderr);
+    assert!(warned.contains("podman's socket doesn't tell whose a volume's files are"), "{warned}");
+    assert_eq!(body(&own, "PUT /containers/made/archive?path=%2Fdorm-import"), b"/ and /file");
+}
+
+#[test]
+fn images_without_a_tag_come_by_their_id_and_those_without_any_name_are_counted() {
+    let home = Home::new("running");
+    let other = other_engine(&home, "", b"");
+    let own = own_engine(&home, &json!([]));
+    let output = import(&home, &["--no-volumes"]);
+    assert!(output.status.success(), "{}", text(output.stderr));
+    assert_eq!(
+        text(output.stdout),
+        "image three@sha256:22: comes without its digest, as sha256:bb\n\
+         images without a name, left where they are: 1\n"
+    );
+    let gotten: Vec<_> = lines(&other).into_iter().filter(|line| line.contains("/images/get")).collect();
+    let names = ["names=one%3Alatest&names=two%3Alatest", "names=sha256%3Abb"];
+    assert_eq!(gotten, names.map(|names| format!("GET /images/get?{names}")));
+    assert_eq!(body(&own, "POST /images/load?quiet=1"), b"an archive");
+}
+
+#[test]
+fn a_volume_that_does_not_come_to_be_whole_goes_again() {
+    let home = Home::new("running");
+    other_engine(&home, "", b"");
+    let has = json!({
+        "/containers/json": [], "/containers/made/json": holder("made", "kept"), "/images/json": [],
+    });
+    let own = engine(&home.at("docker.sock"), "", has, b"");
+    let output = import(&home, &["--no-images"]);
+    let warned = text(output.stderr);
+    assert!(warned.contains("volume kept: an engine without any image"), "{warned}");
+    assert_eq!(lines(&own).last().map(String::as_str), Some("DELETE /volumes/kept"));
 }

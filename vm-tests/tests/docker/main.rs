@@ -81,8 +81,14 @@ async fn whoever_comes_while_a_host_leaves_is_served_by_it_or_the_next() -> Resu
 }
 
 async fn another_engines_images_and_volumes_are_taken_over(stage: &Stage, from: &SessionInfo) -> Result<()> {
-    let write = "echo words > /k/file; chown 7:8 /k/file";
+    let write = "echo words > /k/file; chown 70:71 /k/file; chown 70 /k; chmod 700 /k";
     stage.succeed(from, &["run", "--rm", "-v", "kept:/k", "busybox", "sh", "-c", write]).await?;
+    // The newest image is what both engines make their holders from: its user and its volume are to leave no trace.
+    stage.succeed(from, &["create", "--name", "changed", "busybox"]).await?;
+    let change = ["--change", "USER nosuch", "--change", "VOLUME /data"];
+    stage.succeed(from, &[&["commit"][..], &change, &["changed", "changed"]].concat()).await?;
+    stage.succeed(from, &["rm", "changed"]).await?;
+    let volumes = stage.succeed(from, &["volume", "ls", "--quiet"]).await?;
     let to = stage.make(&CreateSession::named("second".parse()?)).await?;
     let import = || async {
         let mut dorm = Command::new(program("dorm"));
@@ -95,9 +101,13 @@ async fn another_engines_images_and_volumes_are_taken_over(stage: &Stage, from: 
     };
     let said = import().await?;
     ensure!(said.contains("Loaded image: busybox:latest\n") && said.contains("volume kept\n"), "{said}");
-    let read = "cat /k/file && stat -c %u:%g /k/file";
+    let read = "cat /k/file && stat -c %u:%g /k/file && stat -c %u:%a /k";
     let found = stage.succeed(&to, &["run", "--rm", "-v", "kept:/k", "busybox", "sh", "-c", read]).await?;
-    ensure!(found == "words\n7:8\n", "{found}");
+    ensure!(found == "words\n70:71\n70:700\n", "{found}");
+    let left = stage.succeed(from, &["volume", "ls", "--quiet"]).await?;
+    ensure!(left == volumes, "there were {volumes}, there are {left}");
+    ensure!(stage.succeed(&to, &["volume", "ls", "--quiet"]).await? == volumes, "they differ");
+    stage.succeed(from, &["rmi", "changed"]).await?;
     for engine in [from, &to] {
         let holders = stage.succeed(engine, &["ps", "--all", "--quiet", "--filter", "volume=kept"]).await?;
         ensure!(holders.is_empty(), "a container is left: {holders}");

@@ -7,6 +7,7 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
 use dormouse_api::SessionName;
 
+use crate::autostart::Autostart;
 use crate::builder::Builder;
 use crate::clients::{DockerContext, DockerEnv};
 use crate::completion::{self, Completion};
@@ -126,6 +127,9 @@ pub(crate) enum Command {
     DialStdio,
     /// Tell or change what new sessions get where nothing is asked for.
     Settings(SettingsArguments),
+    /// Have the service started at login, so that sessions are there before the first command.
+    #[command(subcommand)]
+    Autostart(Autostart),
     /// Keep the session's VM awake for as long as a command runs.
     Hold(HoldArguments),
     /// Watch all sessions on a screen; keys put them to sleep, wake, pin and terminate them.
@@ -146,6 +150,7 @@ pub(crate) enum Format {
 
 /// Commands that docker doesn't have: their bad options end with 1, those of the others with 125, as docker's do.
 const OURS: &[&str] = &[
+    "autostart",
     "completion",
     "dial-stdio",
     "docker-context",

@@ -4,6 +4,7 @@
 
 mod archive;
 mod arguments;
+mod autostart;
 mod builder;
 mod clients;
 mod completion;
@@ -104,6 +105,7 @@ async fn run(arguments: Arguments) -> Done {
         Command::DockerListen(listen) => listen.run(&context).await,
         Command::DialStdio => clients::dial_stdio(&context).await,
         Command::Settings(settings) => settings.run(),
+        Command::Autostart(command) => command.run(),
         Command::Monitor(monitor) => monitor.run(&context).await,
         Command::Hold(hold) => hold.run(&context).await,
         Command::Version(version) => version.run(&context).await,

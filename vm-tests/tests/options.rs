@@ -8,8 +8,8 @@ use std::process::{Command, Output, Stdio};
 
 use anyhow::{Context, Result, ensure};
 use dormouse_api::{HoldKind, How, IdleAction, IdleTimeout, Phase, SessionInfo};
-use dormouse_vm_tests::fetch;
-use dormouse_vm_tests::stage::{Stage, becomes, fall_asleep, inspect, program, until};
+use dormouse_vm_tests::stage::{STATE_WITHIN, Stage, becomes, fall_asleep, inspect, program, until};
+use dormouse_vm_tests::{fetch, project};
 
 /// One home for all of it.
 struct Desk {
@@ -223,5 +223,96 @@ async fn what_is_left_out_of_a_move_stays_and_the_socket_is_joined_with_pipes() 
     ensure!(desk.prints(&["settings", "get", "session.memory"]).await? == "768M\n");
     desk.prints(&["settings", "reset"]).await?;
     ensure!(desk.prints(&["settings", "get", "session.memory"]).await?.is_empty());
+    Ok(())
+}
+
+/// Its programs see their own tree as the root: `$1`; `$2` is what they may write to. Where nothing of the system's is theirs
+/// they have to be told who they are.
+const PODMAN: &str = r#"
+mount --rbind "$1" "$1"
+for folder in proc sys dev; do
+    mkdir -p "$1/$folder"
+    mount --rbind "/$folder" "$1/$folder"
+done
+mkdir -p "$1/etc/containers" "$1/var/tmp" "$1/x"
+mount --bind "$2" "$1/x"
+for folder in bin sbin lib lib64; do [ -e "$1/$folder" ] || ln -s "usr/$folder" "$1/$folder"; done
+echo 'root:x:0:0::/x:/bin/sh' > "$1/etc/passwd"
+echo 'root:x:0:' > "$1/etc/group"
+echo '{ "default": [{ "type": "insecureAcceptAnything" }] }' > "$1/etc/containers/policy.json"
+exec env -i HOME=/x PATH=/usr/bin:/usr/sbin chroot "$1" podman --storage-driver vfs --root /x/graph --runroot /x/run \
+    system service --time 0 unix:///x/socket
+"#;
+
+/// Podman's service, as root of a user namespace: no container of it runs.
+struct Podman {
+    service: std::process::Child,
+    socket: String,
+}
+
+impl Podman {
+    fn start(desk: &Desk) -> Result<Self> {
+        let folder = desk.stage.home().join("podman");
+        std::fs::create_dir(&folder)?;
+        let service = Command::new("unshare")
+            .args(["--map-root-user", "--mount", "sh", "-euc", PODMAN, "sh"])
+            .args([&project().join("build/podman/tree"), &folder])
+            .stdin(Stdio::null())
+            .spawn()?;
+        Ok(Self { service, socket: folder.join("socket").display().to_string() })
+    }
+
+    /// Once it listens.
+    async fn listens(&self) -> Result<()> {
+        let listens = async {
+            while std::os::unix::net::UnixStream::connect(&self.socket).is_err() {
+                tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+            }
+        };
+        tokio::time::timeout(STATE_WITHIN, listens).await.context("podman doesn't listen")
+    }
+
+    /// What docker's client prints of it.
+    fn prints(&self, arguments: &[&str]) -> Result<String> {
+        let mut docker = Command::new(project().join("build/clients/docker"));
+        docker.args(["--host", &format!("unix://{}", self.socket)]).args(arguments);
+        let output = docker.stdin(Stdio::null()).output()?;
+        ensure!(output.status.success(), "{arguments:?}: {output:?}");
+        Ok(String::from_utf8(output.stdout)?)
+    }
+}
+
+impl Drop for Podman {
+    fn drop(&mut self) {
+        let _ = self.service.kill();
+        let _ = self.service.wait();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_podman_has_is_taken_over_but_for_owners() -> Result<()> {
+    let desk = Desk::new(&[]).await?;
+    let podman = Podman::start(&desk)?;
+    podman.listens().await?;
+    let image = project().join("build/busybox.tar").display().to_string();
+    podman.prints(&["load", "--input", &image])?;
+    podman.prints(&["volume", "create", "kept"])?;
+    podman.prints(&["create", "--name", "filler", "--network", "none", "--volume", "kept:/k", "busybox"])?;
+    let folder = desk.stage.home().join("folder");
+    std::fs::create_dir(&folder)?;
+    std::fs::write(folder.join("file"), "words\n")?;
+    podman.prints(&["cp", &format!("{}/.", folder.display()), "filler:/k"])?;
+    podman.prints(&["rm", "filler"])?;
+
+    let output = desk.run(&["import-docker", "--from", &podman.socket]).await?;
+    let (said, warned) = (String::from_utf8(output.stdout)?, String::from_utf8(output.stderr)?);
+    ensure!(output.status.success(), "{said}{warned}");
+    ensure!(said.contains("Loaded image: localhost/busybox:latest\n"), "{said}");
+    ensure!(said.contains("volume kept\n"), "{said}");
+    ensure!(warned.contains("podman's socket doesn't tell whose a volume's files are"), "{warned}");
+    let read = ["run", "--rm", "-v", "kept:/k", "localhost/busybox", "cat", "/k/file"];
+    ensure!(desk.prints(&read).await? == "words\n");
+    ensure!(podman.prints(&["ps", "--all", "--quiet"])?.is_empty(), "a container is left");
+    ensure!(podman.prints(&["volume", "ls", "--quiet"])? == "kept\n", "a volume is left, or gone");
     Ok(())
 }

@@ -140,7 +140,7 @@ async fn what_was_asked_is_kept_word_for_word_and_anything_else_is_not() {
 #[tokio::test]
 async fn that_there_is_no_swarm_is_kept_and_no_other_failure_is() {
     let folder = tempfile::tempdir().unwrap();
-    let asleep = Asleep::load(folder.path(), true, None);
+    let asleep = Asleep::load(folder.path(), folder.path(), true, None);
     let targets = ["GET /v1.45/swarm", "GET /v1.45/networks/slow", "GET /v1.45/nodes"];
     targets.iter().for_each(|target| asleep.asked(&request(target)));
     Engine::default().captured_by(&asleep, 1).await;

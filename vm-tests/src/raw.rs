@@ -7,7 +7,7 @@ use tokio::net::UnixListener;
 /// The guest's own socket, as clients of this one see it: no relay, no lease, no sleep.
 pub async fn serve(listener: UnixListener, agent: Agent, target: Target) {
     while let Ok((mut client, _)) = listener.accept().await {
-        let (agent, target) = (agent.clone(), target.clone());
+        let (agent, target) = (agent.for_client(), target.clone());
         tokio::spawn(async move {
             if let Ok(mut engine) = agent.dial(target).await {
                 both_ways(&mut client, &mut engine).await;

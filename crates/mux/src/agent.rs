@@ -37,11 +37,28 @@ pub enum AgentError {
     Nonsense,
 }
 
+impl AgentError {
+    /// Are there as many streams as there may be? Nothing is wrong with the guest then.
+    #[must_use]
+    pub fn is_busy(&self) -> bool {
+        matches!(self, Self::Mux(MuxError::Busy(_)))
+    }
+}
+
 /// Speaks to `dorm-init`.
 #[derive(Debug, Clone)]
 pub struct Agent {
     mux: Mux,
     ports: Mux,
+    /// Whose streams are those that [`Agent::dial`] and [`Agent::run`] open?
+    share: Share,
+}
+
+/// Of the streams of the channel `agent`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Share {
+    Clients,
+    Host,
 }
 
 impl Agent {
@@ -49,12 +66,22 @@ impl Agent {
     /// is one channel only it can be both.
     #[must_use]
     pub fn new(mux: Mux, ports: Mux) -> Self {
-        Self { mux, ports }
+        Self { mux, ports, share: Share::Host }
     }
 
-    /// Waits for the end of the channel, and says why it ended.
+    /// The same for a client of the session, which may use no stream of those that are kept for the host's own requests.
+    #[must_use]
+    pub fn for_client(&self) -> Self {
+        Self { share: Share::Clients, ..self.clone() }
+    }
+
+    /// Waits for the end of one of the channels, and says why it ended.
     pub async fn closed(&self) -> String {
-        self.mux.closed().await
+        tokio::select! {
+            biased;
+            reason = self.mux.closed() => reason,
+            reason = self.ports.closed() => format!("for published ports, {reason}"),
+        }
     }
 
     /// Hangs up, and waits until the connection is over.
@@ -80,7 +107,7 @@ impl Agent {
     /// # Errors
     /// See [`AgentError`].
     pub async fn dial(&self, target: Target) -> Result<Stream, AgentError> {
-        Ok(ask(&self.mux, Request::Dial(target), REPLY_WITHIN).await?.1)
+        Ok(self.ask_for_stream(Request::Dial(target)).await?.1)
     }
 
     /// Connects to a socket in the guest over the channel for forwards, where no flood starves the others.
@@ -88,7 +115,7 @@ impl Agent {
     /// # Errors
     /// See [`AgentError`].
     pub async fn forward(&self, target: Target) -> Result<Stream, AgentError> {
-        Ok(ask(&self.ports, Request::Dial(target), REPLY_WITHIN).await?.1)
+        Ok(ask(self.ports.open(), Request::Dial(target), REPLY_WITHIN).await?.1)
     }
 
     /// Starts a root process.
@@ -96,7 +123,7 @@ impl Agent {
     /// # Errors
     /// See [`AgentError`].
     pub async fn run(&self, process: RunProcess) -> Result<RootProcess, AgentError> {
-        let (answer, stream) = self.ask(Request::Run(process), REPLY_WITHIN).await?;
+        let (answer, stream) = self.ask_for_stream(Request::Run(process)).await?;
         match answer {
             Answer::Running { pid } => Ok(RootProcess { pid, stream }),
             _ => Err(AgentError::Nonsense),
@@ -179,13 +206,24 @@ impl Agent {
     }
 
     async fn ask(&self, request: Request, within: Duration) -> Result<(Answer, Stream), AgentError> {
-        ask(&self.mux, request, within).await
+        ask(self.mux.open_reserved(), request, within).await
+    }
+
+    async fn ask_for_stream(&self, request: Request) -> Result<(Answer, Stream), AgentError> {
+        match self.share {
+            Share::Clients => ask(self.mux.open(), request, REPLY_WITHIN).await,
+            Share::Host => self.ask(request, REPLY_WITHIN).await,
+        }
     }
 }
 
-async fn ask(mux: &Mux, request: Request, within: Duration) -> Result<(Answer, Stream), AgentError> {
+async fn ask(
+    open: impl Future<Output = Result<Stream, MuxError>>,
+    request: Request,
+    within: Duration,
+) -> Result<(Answer, Stream), AgentError> {
     let asking = async {
-        let mut stream = mux.open().await?;
+        let mut stream = open.await?;
         write_json(&mut stream, &request).await?;
         match read_json(&mut stream).await? {
             Reply::Ok(answer) => Ok((answer, stream)),

@@ -10,9 +10,12 @@ mod copy;
 mod json;
 mod multiplexer;
 mod preamble;
+mod stream;
+mod wire;
 
 pub use agent::{Agent, AgentError, ProcessStreamError, RootProcess, Watch, read_process_frame};
 pub use copy::both_ways;
 pub use json::{JsonError, read_json, write_json};
-pub use multiplexer::{Limits, Mux, MuxError, Stream};
+pub use multiplexer::{Limits, Mux, MuxError};
 pub use preamble::{HandshakeError, answer, connect};
+pub use stream::Stream;

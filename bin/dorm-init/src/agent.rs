@@ -214,7 +214,7 @@ where
         Err(error) => return refuse_dial(stream, &error).await,
     };
     write_json(&mut stream, &Reply::Ok(Answer::Done)).await?;
-    both_ways(&mut stream, &mut socket).await;
+    both_ways(&mut socket, &mut stream).await;
     Ok(())
 }
 

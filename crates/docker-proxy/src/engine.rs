@@ -56,7 +56,8 @@ pub trait Lease: Send + Sync + Sized + 'static {
     /// A connection to the engine.
     type Stream: AsyncRead + AsyncWrite + Send + Unpin;
 
-    /// Connects to the engine.
+    /// Connects to the engine. An error of the kind `ResourceBusy` is no loss of it: there are as many connections as there
+    /// may be.
     fn dial(&self) -> impl Future<Output = io::Result<Self::Stream>> + Send;
 
     /// The ports that an image names, such as `80/tcp`. None if there is no such image.

@@ -109,6 +109,7 @@ async fn exchange<'client, E: Engine>(
                 }
                 Ok((lease, stream))
             }
+            Err(error) if error.kind() == io::ErrorKind::ResourceBusy => Err(Broken::refused(503, error)),
             Err(error) => {
                 let lost = format!("the engine can't be reached: {error}");
                 Err(why_lost(lost, lease.ended()).await)

@@ -287,3 +287,56 @@ pub async fn read_process_frame(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::duplex;
+
+    use super::*;
+    use crate::Limits;
+
+    const FEW: Limits = Limits { streams: 2, reserved: 1 };
+
+    /// The channels of a guest that says yes to everything, and its ends of them.
+    fn guest() -> (Agent, [Mux; 2]) {
+        let [(agent, guest), (ports, guest_ports)] = [(); 2].map(|()| {
+            let (host, guest) = duplex(4096);
+            (Mux::client(host, FEW), Mux::server(guest, FEW))
+        });
+        let serving = guest.clone();
+        tokio::spawn(async move {
+            while let Some(mut stream) = serving.accept().await {
+                tokio::spawn(async move {
+                    let _: Request = read_json(&mut stream).await.unwrap();
+                    write_json(&mut stream, &Reply::Ok(Answer::Done)).await.unwrap();
+                    let _ = stream.read(&mut [0]).await;
+                });
+            }
+        });
+        (Agent::new(agent, ports), [guest, guest_ports])
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_hosts_own_requests_are_answered_while_clients_use_every_stream() {
+        let (agent, _guest) = guest();
+        let client = agent.for_client();
+        let _streams =
+            [client.dial(Target::Engine).await.unwrap(), client.dial(Target::Engine).await.unwrap()];
+        let refused = client.dial(Target::Engine).await.unwrap_err();
+        assert!(refused.is_busy(), "{refused}");
+        agent.sync().await.unwrap();
+        client.power_off().await.expect("it isn't for a client whose request it is");
+        drop(agent.dial(Target::Engine).await.unwrap());
+        agent.freeze().await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn the_end_of_either_channel_is_the_agents() {
+        for index in [0, 1] {
+            let (agent, guest) = guest();
+            guest[index].close().await;
+            let reason = timeout(Duration::from_secs(10), agent.closed()).await;
+            assert_eq!(reason.unwrap().starts_with("for published ports"), index == 1);
+        }
+    }
+}

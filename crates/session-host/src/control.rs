@@ -258,7 +258,10 @@ async fn run(State(served): State<Served>, mut request: Request) -> Result<Respo
         reason: process.argv.join(" "),
     };
     let lease = served.owner.lease(claimant).await?;
-    let failed = |error: dormouse_mux::AgentError| Failed(ApiError::new(ErrorCode::Invalid, error));
+    let failed = |error: dormouse_mux::AgentError| {
+        let code = if error.is_busy() { ErrorCode::Busy } else { ErrorCode::Invalid };
+        Failed(ApiError::new(code, error))
+    };
     let detach = process.detach;
     let process = lease.run(process).await.map_err(failed)?;
     let answer = switching("dorm-process", lease.warnings());

@@ -205,6 +205,10 @@ impl SessionEngine {
         self.ask_hooks(lease, container).await?;
         let starting = match lease.dial(Target::Engine).await {
             Ok(mut engine) => self.face.ports.start(&mut engine, container).await?,
+            // There may be room when the request itself is passed on, and its container would start with its ports unbound.
+            Err(error) if error.is_busy() => {
+                return Err(Refusal { status: 503, message: error.to_string() });
+            }
             // The request itself meets the same error, and tells it.
             Err(_) => None,
         };
@@ -299,7 +303,10 @@ impl dormouse_docker_proxy::Lease for RequestLease {
     type Stream = Stream;
 
     async fn dial(&self) -> io::Result<Stream> {
-        self.lease.dial(Target::Engine).await.map_err(io::Error::other)
+        self.lease.dial(Target::Engine).await.map_err(|error| match error.is_busy() {
+            true => io::Error::new(io::ErrorKind::ResourceBusy, error),
+            false => io::Error::other(error),
+        })
     }
 
     async fn exposed_ports(&self, image: &str) -> Vec<String> {

@@ -30,6 +30,8 @@ const WARNING: &str = "a volume\r\nX-Evil: is gone";
 struct Held {
     script: Script,
     strong: bool,
+    /// Are all connections to the engine in use?
+    busy: bool,
     warnings: Vec<String>,
 }
 
@@ -71,7 +73,8 @@ impl Engine for Script {
                 self.held.send_modify(|held| *held += 1);
                 let warnings =
                     if request.target.contains("woke") { vec![WARNING.to_owned()] } else { Vec::new() };
-                Ok(Held { script: self.clone(), strong: true, warnings })
+                let busy = request.target == "/busy";
+                Ok(Held { script: self.clone(), strong: true, busy, warnings })
             }
         }
     }
@@ -110,6 +113,9 @@ impl Lease for Held {
     type Stream = DuplexStream;
 
     async fn dial(&self) -> io::Result<DuplexStream> {
+        if self.busy {
+            return Err(io::Error::new(io::ErrorKind::ResourceBusy, "all are in use"));
+        }
         let (ours, theirs) = duplex(1024);
         self.script.dials.send(theirs).await.map_err(io::Error::other)?;
         Ok(ours)
@@ -743,6 +749,16 @@ async fn a_client_that_is_still_sending_sees_why_it_is_refused() {
     sent.unwrap();
     read.unwrap();
     assert!(answer.ends_with(r#"{"message":"no VM"}"#), "{answer}");
+}
+
+#[tokio::test]
+async fn an_engine_that_has_too_many_connections_is_not_lost() {
+    let mut stage = stage(None);
+    stage.client.write_all(b"GET /busy HTTP/1.1\r\n\r\n").await.unwrap();
+    let mut answer = String::new();
+    stage.client.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
+    assert!(answer.ends_with(r#"{"message":"all are in use"}"#), "{answer}");
 }
 
 #[tokio::test]

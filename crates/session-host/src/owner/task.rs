@@ -549,7 +549,7 @@ impl<M: Machines> Task<M> {
                     Some(_) => self.warnings.clone(),
                     None => Vec::new(),
                 };
-                let (agent, ended) = (guest.agent.clone(), guest.ended.subscribe());
+                let (agent, ended) = (guest.agent.for_client(), guest.ended.subscribe());
                 let given = Granted { generation, agent, ended, warnings };
                 if let Pace::Rousing { granted, .. } = &mut guest.pace {
                     granted.push((reply, given));

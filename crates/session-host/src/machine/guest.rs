@@ -125,9 +125,10 @@ impl Guest {
             follow(tidings, &self.agent, generation, &inbox).await
         };
         let reason = tokio::select! {
+            biased;
+            () = self.quiet.cancelled() => return,
             reason = told => reason,
             () = listening => unreachable!("this future never ends"),
-            () = self.quiet.cancelled() => return,
         };
         // A VM that ends takes its channel along, and its exit says more.
         if timeout(EXIT_WITHIN, gone).await.is_err() {
@@ -188,7 +189,11 @@ impl Drop for AbortOnDrop {
 async fn follow(tidings: Tidings, agent: &Agent, generation: Generation, inbox: &Inbox) -> String {
     let Tidings { mut watch, mut processes } = tidings;
     loop {
-        match watch.next().await {
+        let event = tokio::select! {
+            event = watch.next() => event,
+            reason = agent.closed() => return reason,
+        };
+        match event {
             Ok(GuestEvent::Engine(EngineState::Dead { details })) => {
                 inbox.send(Message::Event(Event::EngineDied { generation, reason: details.into() }));
             }
@@ -234,6 +239,7 @@ mod tests {
         agent: Agent,
         watch: Watch,
         _guest: Mux,
+        ports: Mux,
         /// Over which it tells.
         stream: Stream,
     }
@@ -243,7 +249,9 @@ mod tests {
         let (host, guest) = duplex(64 * 1024);
         let guest = Mux::server(guest, Limits::AGENT);
         let mux = Mux::client(host, Limits::AGENT);
-        let agent = Agent::new(mux.clone(), mux);
+        let (host_ports, ports) = duplex(64 * 1024);
+        let ports = Mux::server(ports, Limits::PORTS);
+        let agent = Agent::new(mux, Mux::client(host_ports, Limits::PORTS));
         let serving = async {
             let mut stream = guest.accept().await.unwrap();
             let asked: Request = read_json(&mut stream).await.unwrap();
@@ -253,13 +261,13 @@ mod tests {
             stream
         };
         let (watch, stream) = tokio::join!(agent.watch(), serving);
-        Watched { agent, watch: watch.unwrap(), _guest: guest, stream }
+        Watched { agent, watch: watch.unwrap(), _guest: guest, ports, stream }
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_guest_that_tells_no_more_is_lost_though_its_channel_is_up() {
         let event = GuestEvent::Engine(EngineState::Dead { details: "killed".to_owned() });
-        let Watched { agent, watch, _guest, mut stream } = watched(event).await;
+        let Watched { agent, watch, _guest, ports: _ports, mut stream } = watched(event).await;
         stream.shutdown().await.unwrap();
         let (sender, mut told) = mpsc::unbounded_channel();
         let inbox = Inbox(sender);
@@ -272,9 +280,59 @@ mod tests {
         assert!(matches!(told, Some(Message::Event(Event::EngineDied { .. }))), "{told:?}");
     }
 
+    /// A guest that is followed, and the ends of it that a test may pull.
+    struct Followed {
+        told: mpsc::UnboundedReceiver<Message>,
+        guest: Guest,
+        ports: Mux,
+        following: JoinHandle<()>,
+        _ends: (Mux, Stream, tempfile::TempDir),
+    }
+
+    async fn followed() -> Followed {
+        let Watched { agent, watch, _guest: guest_mux, ports, stream } =
+            watched(GuestEvent::Running(Vec::new())).await;
+        let folder = tempfile::tempdir().unwrap();
+        let (sender, told) = mpsc::unbounded_channel();
+        let face = crate::owner::tests::stage::facts(folder.path()).face;
+        let ears = Ears { inbox: Inbox(sender), face, heard_before: false };
+        let guest = Guest { agent, boot: String::new(), quiet: CancellationToken::new() };
+        let counted = CancellationToken::new();
+        counted.cancel();
+        let tidings = Tidings { watch, processes: Vec::new() };
+        let gone = std::future::pending();
+        let following = tokio::spawn(guest.clone().follow(tidings, Generation(1), ears, counted, gone));
+        Followed { told, guest, ports, following, _ends: (guest_mux, stream, folder) }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_guest_that_can_be_forwarded_to_no_more_is_lost() {
+        let Followed { mut told, ports, following, guest: _guest, _ends } = followed().await;
+        ports.close().await;
+        timeout(Duration::from_secs(60), following).await.expect("nobody noticed").unwrap();
+        let mut reasons = Vec::new();
+        while let Ok(message) = told.try_recv() {
+            if let Message::Event(Event::EngineDied { reason, .. }) = message {
+                reasons.push(reason.to_string());
+            }
+        }
+        assert!(matches!(&reasons[..], [reason] if reason.contains("published ports")), "{reasons:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_guest_that_is_hung_up_on_in_order_is_not_lost() {
+        let Followed { mut told, guest, ports: _ports, following, _ends } = followed().await;
+        guest.quiet.cancel();
+        guest.agent.close().await;
+        timeout(Duration::from_secs(60), following).await.expect("it is followed on").unwrap();
+        while let Ok(message) = told.try_recv() {
+            assert!(!matches!(message, Message::Event(Event::EngineDied { .. })), "{message:?}");
+        }
+    }
+
     #[tokio::test(start_paused = true)]
     async fn the_end_of_a_root_process_is_told_when_the_vm_that_it_held_is_known() {
-        let Watched { agent, watch, _guest, stream: _stream } =
+        let Watched { agent, watch, _guest, ports: _ports, stream: _stream } =
             watched(GuestEvent::Running(Vec::new())).await;
         let processes = vec![RunningProcess { pid: 7, command: "sh".to_owned() }];
         let tidings = Tidings { watch, processes };

@@ -155,6 +155,14 @@ pub(crate) async fn until_hung_up(client: &impl AsFd) -> Broken {
     }
 }
 
+/// Answers a client that isn't served, whatever it is sending. Takes ten seconds at most.
+pub async fn refuse(mut client: UnixStream, refusal: &Refusal) {
+    let response = refusal.to_response();
+    if matches!(timeout(DRAIN_WITHIN, client.write_all(&response)).await, Ok(Ok(()))) {
+        finish(client).await;
+    }
+}
+
 /// Ends a connection so that its last answer arrives: a client that is still sending would else meet a reset first.
 pub(crate) async fn finish(mut client: UnixStream) {
     if client.shutdown().await.is_err() {

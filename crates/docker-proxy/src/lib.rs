@@ -21,6 +21,7 @@ mod wish;
 
 pub use chunked::{ChunkError, ChunkScanner, EXTENSION_BYTES_MAX, TRAILER_BYTES_MAX};
 pub use class::{Class, path_of, started_by, tells_paths, version_of};
+pub use client::refuse;
 pub use engine::{Answer, Engine, Lease, Refusal};
 pub use framing::{BodyFraming, BodyScanner, FramingError};
 pub use head::{

@@ -61,6 +61,9 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Connections at a time.
 const CONNECTIONS_MAX: usize = 1024;
 
+/// Connections beyond these that are told so at a time. Who comes beyond them too is hung up on.
+const REFUSALS_MAX: usize = 64;
+
 /// What a host is started with.
 #[derive(Debug)]
 pub struct Start {
@@ -249,13 +252,17 @@ struct Doors {
 #[derive(Debug, Clone)]
 struct Clients {
     permits: Arc<Semaphore>,
+    /// For those who are refused.
+    refusals: Arc<Semaphore>,
     /// One of them has gone.
     left: Arc<Notify>,
 }
 
 impl Default for Clients {
     fn default() -> Self {
-        Self { permits: Arc::new(Semaphore::new(CONNECTIONS_MAX)), left: Arc::default() }
+        let [permits, refusals] =
+            [CONNECTIONS_MAX, REFUSALS_MAX].map(|count| Arc::new(Semaphore::new(count)));
+        Self { permits, refusals, left: Arc::default() }
     }
 }
 
@@ -263,6 +270,18 @@ impl Clients {
     fn enter(&self) -> Option<Client> {
         let permit = Arc::clone(&self.permits).try_acquire_owned().ok()?;
         Some(Client { permit: Some(permit), left: Arc::clone(&self.left) })
+    }
+
+    /// Tells a client that there are too many.
+    fn refuse(&self, stream: UnixStream) {
+        tracing::warn!(limit = CONNECTIONS_MAX, "too many connections");
+        let Ok(permit) = Arc::clone(&self.refusals).try_acquire_owned() else { return };
+        tokio::spawn(async move {
+            let message = format!("more than {CONNECTIONS_MAX} connections at once");
+            let refusal = dormouse_docker_proxy::Refusal { status: 503, message };
+            dormouse_docker_proxy::refuse(stream, &refusal).await;
+            drop(permit);
+        });
     }
 
     fn is_nobody(&self) -> bool {
@@ -292,13 +311,7 @@ impl Doors {
             match accepted {
                 Ok((stream, _)) => match self.clients.enter() {
                     Some(client) => self.open(stream, door, client),
-                    None => {
-                        tracing::warn!(limit = CONNECTIONS_MAX, "too many connections");
-                        // Nobody is waited for: an answer fits into the empty buffer of a new socket.
-                        let message = format!("more than {CONNECTIONS_MAX} connections at once");
-                        let refusal = dormouse_docker_proxy::Refusal { status: 503, message };
-                        let _ = stream.try_write(&refusal.to_response());
-                    }
+                    None => self.clients.refuse(stream),
                 },
                 Err(error) => {
                     tracing::warn!(%error, "can't accept");
@@ -480,4 +493,25 @@ impl Host {
 
 fn is_idle(info: &SessionInfo, clients: &Clients, ports: &Ports) -> bool {
     info.vm.phase == Phase::Absent && clients.is_nobody() && ports.is_quiet()
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn one_connection_too_many_is_told_so_although_its_client_is_still_sending() {
+        let clients = Clients::default();
+        let served: Vec<_> = std::iter::from_fn(|| clients.enter()).collect();
+        assert_eq!(served.len(), CONNECTIONS_MAX);
+        let (mut client, ours) = UnixStream::pair().unwrap();
+        clients.refuse(ours);
+        client.write_all(&vec![b'x'; 1 << 20]).await.unwrap();
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
+        assert!(answer.ends_with(r#"{"message":"more than 1024 connections at once"}"#), "{answer}");
+    }
 }

@@ -752,6 +752,24 @@ async fn a_client_that_is_still_sending_sees_why_it_is_refused() {
 }
 
 #[tokio::test]
+async fn a_client_that_is_not_served_at_all_sees_why_although_it_is_still_sending() {
+    let (client, ours) = UnixStream::pair().unwrap();
+    let (mut reader, mut writer) = client.into_split();
+    let refusal = Refusal { status: 503, message: "too many".into() };
+    let sending = async move {
+        let sent = writer.write_all(&vec![0; 8 << 20]).await;
+        drop(writer);
+        sent
+    };
+    let mut answer = String::new();
+    let ((), sent, read) =
+        tokio::join!(crate::client::refuse(ours, &refusal), sending, reader.read_to_string(&mut answer));
+    sent.unwrap();
+    read.unwrap();
+    assert!(answer.ends_with(r#"{"message":"too many"}"#), "{answer}");
+}
+
+#[tokio::test]
 async fn an_engine_that_has_too_many_connections_is_not_lost() {
     let mut stage = stage(None);
     stage.client.write_all(b"GET /busy HTTP/1.1\r\n\r\n").await.unwrap();

@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use clap::Parser;
 use dormouse_api::link::DOORS_VARIABLE;
 use dormouse_folders::{Inherited, KeeperOptions, keep};
-use dormouse_session_host::{Start, make_template, serve};
+use dormouse_session_host::{Start, make_template, raise_descriptor_limit, serve};
 use tracing_subscriber::EnvFilter;
 
 const DOCKER: RawFd = 3;
@@ -62,6 +62,9 @@ fn main() -> Result<()> {
     let filter = EnvFilter::try_from_env("DORM_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     let arguments = Arguments::parse();
+    if let Err(error) = raise_descriptor_limit() {
+        tracing::warn!(%error, "the limit of open files can't be raised");
+    }
     // Before there are threads: a process with several can't enter a user namespace.
     if let Arguments::KeepFolders { folder, virtiofsd, control, device } = arguments {
         keep(&KeeperOptions { folder, virtiofsd, control, device }, Inherited::take());

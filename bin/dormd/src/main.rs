@@ -13,6 +13,7 @@ use std::io::Write;
 use std::os::fd::{FromRawFd, RawFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::Parser;
@@ -39,6 +40,9 @@ struct Arguments {
 async fn main() -> Result<()> {
     let filter = EnvFilter::try_from_env("DORM_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    if let Err(error) = dormouse_vm::raise_descriptor_limit() {
+        tracing::warn!(%error, "the limit of open files can't be raised");
+    }
     let ready = Arguments::parse().ready_fd.map(inherited);
     let home = Home::from_env()?;
     let runtime = home.runtime();
@@ -67,7 +71,11 @@ async fn main() -> Result<()> {
         tokio::select! {
             accepted = listener.accept() => match accepted {
                 Ok((stream, _)) => serve(stream, &table),
-                Err(error) => tracing::warn!(%error, "can't accept"),
+                Err(error) => {
+                    tracing::warn!(%error, "can't accept");
+                    // Who knocks still knocks, and there may be room in a moment.
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
             },
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,

@@ -34,6 +34,7 @@ mod trace;
 mod view;
 mod why;
 
+pub use dormouse_vm::raise_descriptor_limit;
 pub use hooks::Verdict;
 pub use host::{HostError, Start, serve};
 pub use lease::{Lease, Refused};

@@ -1,5 +1,6 @@
 //! What leads to a session's engine and between engines: `docker-env`, `dial-stdio` and `import-docker`, with a service and
 //! engines that only answer.
+#![expect(clippy::unwrap_used, reason = "a test ends at what it did not expect")]
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};

@@ -93,6 +93,8 @@ struct NetworkSettings {
 struct Network {
     #[serde(rename = "IPAddress", default)]
     address: String,
+    #[serde(rename = "Gateway", default)]
+    gateway: String,
 }
 
 /// By the container's port, such as `80/tcp`.
@@ -138,9 +140,11 @@ impl Container {
         }
     }
 
+    /// Where the guest reaches it: best in a network in which the guest is, as the gateway.
     fn address(&self) -> Option<IpAddr> {
-        let networks = self.network_settings.networks.iter().flatten();
-        networks.filter_map(|(_, network)| network.address.parse().ok()).next()
+        let networks = || self.network_settings.networks.iter().flatten().map(|(_, network)| network);
+        let with_gateway = networks().filter(|network| !network.gateway.is_empty());
+        with_gateway.chain(networks()).find_map(|network| network.address.parse().ok())
     }
 
     /// From the wish alone: numbers that were given.
@@ -268,6 +272,34 @@ mod tests {
                 container(true, &format!(r#"{{"80/tcp":{wished}}}"#), &format!(r#"{{"80/tcp":[{bound}]}}"#));
             let expected: Vec<_> = expected.iter().map(|door| format!("{door} > 172.18.0.2:80")).collect();
             assert_eq!(doors(&container), expected, "{wished}");
+        }
+    }
+
+    #[test]
+    fn a_container_is_reached_in_a_network_that_has_a_gateway_if_it_is_in_one() {
+        let ports = r#"{"80/tcp":[{"HostPort":"8080"}]}"#;
+        for (networks, expected) in [
+            (
+                r#"{"a":{"IPAddress":"10.0.0.2","Gateway":""},"b":{"IPAddress":"172.18.0.2","Gateway":"172.18.0.1"}}"#,
+                "172.18.0.2:80",
+            ),
+            (r#"{"a":{"IPAddress":"10.0.0.2"},"b":{"IPAddress":"","Gateway":"172.18.0.1"}}"#, "10.0.0.2:80"),
+            (
+                r#"{"a":{"IPAddress":"172.17.0.2","Gateway":"172.17.0.1"},"b":{"IPAddress":"172.18.0.2","Gateway":"172.18.0.1"}}"#,
+                "172.17.0.2:80",
+            ),
+        ] {
+            let text = format!(
+                r#"{{"Id":"c1","Name":"/web","State":{{"Running":true}},"HostConfig":{{"PortBindings":{ports}}},
+                "NetworkSettings":{{"Ports":{ports},"Networks":{networks}}}}}"#
+            );
+            let container = Container::parse(text.as_bytes()).unwrap();
+            let targets: Vec<_> = container
+                .doors(LOCAL)
+                .into_values()
+                .map(|behind| behind.target.unwrap().to_string())
+                .collect();
+            assert_eq!(targets, [expected], "{networks}");
         }
     }
 

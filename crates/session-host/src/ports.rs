@@ -87,6 +87,8 @@ struct Table {
     wakes: Wakes,
     free: FreePorts,
 }
+    /// The latest VM, and since when it is up.
+    up: (u64, Instant),
 
 /// A door that is open; closed when dropped.
 #[derive(Debug)]
@@ -158,6 +160,7 @@ impl Ports {
             address,
             left: Left::new(folder),
             table: Mutex::new(table),
+            up: (0, Instant::now()),
             owner: watch::channel(None).0,
             forwards: Arc::new(Semaphore::new(FORWARDS_MAX)),
             entrance: Entrance::default(),
@@ -257,7 +260,8 @@ impl Ports {
     }
 
     /// Keeps the doors what the containers of a VM want, until it is aborted.
-    pub(crate) async fn follow(self, agent: Agent, mut changes: watch::Receiver<u64>) {
+    pub(crate) async fn follow(self, agent: Agent, generation: u64, mut changes: watch::Receiver<u64>) {
+        self.up_since(generation);
         loop {
             changes.mark_unchanged();
             self.compare(|| async { agent.dial(Target::Engine).await.map_err(io::Error::other) }).await;
@@ -337,9 +341,18 @@ impl Ports {
         Ok(())
     }
 
-    /// May somebody at this address wake the VM?
-    fn may_wake(&self, source: IpAddr) -> bool {
-        self.table().wakes.allow(source, Instant::now())
+    /// May somebody at this address wake the VM that follows this one?
+    fn may_wake(&self, source: IpAddr, generation: u64) -> bool {
+        self.table().wakes.allow(source, generation, Instant::now())
+    }
+
+    /// When this VM came up, or was first heard of here.
+    fn up_since(&self, generation: u64) -> Instant {
+        let mut table = self.table();
+        if table.up.0 != generation {
+            table.up = (generation, Instant::now());
+        }
+        table.up.1
     }
 
     fn table(&self) -> MutexGuard<'_, Table> {

@@ -110,7 +110,7 @@ impl Guest {
             counted.cancelled().await;
             let _end_with_this = [
                 tokio::spawn(follow_containers(agent(), inbox.clone(), generation)),
-                tokio::spawn(ports.clone().follow(agent(), events.container_changes())),
+                tokio::spawn(ports.clone().follow(agent(), generation.0, events.container_changes())),
                 tokio::spawn(folders.follow(agent(), events.container_changes())),
                 tokio::spawn(quiet::watch(agent(), ports)),
                 tokio::spawn(hear_events(agent(), events, generation, heard_before)),

@@ -27,7 +27,7 @@ use crate::owner::{Claimant, HeldLease};
 /// Connections that may wait to be accepted.
 const BACKLOG: i32 = 128;
 
-/// How long a container may take to listen after its VM was woken.
+/// How long a container may take to listen after its VM has come up.
 const LISTENS_WITHIN: Duration = Duration::from_secs(20);
 const KNOCK_EVERY: Duration = Duration::from_millis(200);
 
@@ -126,14 +126,18 @@ pub(super) async fn enter(
     target: impl Fn(String) -> Target,
 ) -> Result<(HeldLease, Stream), String> {
     let owner = ports.owner().await?;
-    let asleep = owner.info().borrow().vm.phase == Phase::Absent;
-    if asleep && !ports.may_wake(source.ip()) {
+    let (phase, generation) = {
+        let info = owner.info();
+        let info = info.borrow();
+        (info.vm.phase, info.vm.generation)
+    };
+    if phase == Phase::Absent && !ports.may_wake(source.ip(), generation) {
         return Err("its source woke the VM too often".to_owned());
     }
     let claimant = claimant(HoldKind::Request, source, door, &behind.borrow());
     let lease = owner.lease(claimant).await.map_err(|refused| refused.to_string())?;
     // A container that comes with its VM may need a moment, and may get another address.
-    let deadline = Instant::now() + if asleep { LISTENS_WITHIN } else { Duration::ZERO };
+    let deadline = ports.up_since(lease.generation()) + LISTENS_WITHIN;
     loop {
         let address = behind.borrow().target.map(|target| target.to_string());
         let reached = match address {

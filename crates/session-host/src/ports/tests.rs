@@ -15,15 +15,23 @@ pub(crate) struct Engine {
     pub(crate) port: u16,
     pub(crate) protocol: &'static str,
     pub(crate) address: &'static str,
+    /// Its own address in the guest.
+    pub(crate) own_address: &'static str,
 }
 
 impl Engine {
     pub(crate) fn tcp(port: u16) -> Self {
-        Self { running: false, policy: "no", port, protocol: "tcp", address: "" }
+        let (policy, protocol, own_address) = ("no", "tcp", "172.17.0.2");
+        Self { running: false, policy, port, protocol, address: "", own_address }
     }
 
     pub(crate) fn running(mut self) -> Self {
         self.running = true;
+        self
+    }
+
+    pub(crate) fn without_address(mut self) -> Self {
+        self.own_address = "";
         self
     }
 
@@ -58,7 +66,7 @@ impl Engine {
     }
 
     fn container(&self) -> String {
-        let Self { running, policy, port, protocol, address } = self;
+        let Self { running, policy, port, protocol, address, own_address } = self;
         let bound = if *running {
             let bound = if address.is_empty() { "0.0.0.0" } else { address };
             format!(r#"{{"80/{protocol}":[{{"HostIp":"{bound}","HostPort":"{port}"}}]}}"#)
@@ -69,7 +77,7 @@ impl Engine {
             r#"{{"Id":"c1","Name":"/web","State":{{"Running":{running}}},"HostConfig":{{
             "PortBindings":{{"80/{protocol}":[{{"HostIp":"{address}","HostPort":"{port}"}}]}},
             "RestartPolicy":{{"Name":"{policy}"}}}},"NetworkSettings":{{"Ports":{bound},
-            "Networks":{{"bridge":{{"IPAddress":"172.17.0.2"}}}}}}}}"#
+            "Networks":{{"bridge":{{"IPAddress":"{own_address}"}}}}}}}}"#
         )
     }
 

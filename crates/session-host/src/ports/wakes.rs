@@ -16,19 +16,31 @@ const SOURCES_MAX: usize = 1024;
 /// Who woke the VM lately.
 #[derive(Debug, Default)]
 pub(super) struct Wakes {
-    sources: BTreeMap<IpAddr, (Instant, u32)>,
+    sources: BTreeMap<IpAddr, Source>,
+}
+
+/// One that woke the VM.
+#[derive(Debug)]
+struct Source {
+    since: Instant,
+    count: u32,
+    /// The latest VM after which it came.
+    generation: u64,
 }
 
 impl Wakes {
-    /// May this source wake the VM now?
-    pub(super) fn allow(&mut self, source: IpAddr, now: Instant) -> bool {
-        self.sources.retain(|_, (since, _)| now.duration_since(*since) < WINDOW);
+    /// May this source wake the VM that follows this one? Of all that it opens at once, none is more of a wake than the first.
+    pub(super) fn allow(&mut self, source: IpAddr, generation: u64, now: Instant) -> bool {
+        self.sources.retain(|_, source| now.duration_since(source.since) < WINDOW);
         if self.sources.len() >= SOURCES_MAX && !self.sources.contains_key(&source) {
             return false;
         }
-        let (_, count) = self.sources.entry(source).or_insert((now, 0));
-        *count += 1;
-        *count <= WAKES_MAX
+        let source = self.sources.entry(source).or_insert(Source { since: now, count: 0, generation });
+        if source.count == 0 || source.generation != generation {
+            source.count += 1;
+            source.generation = generation;
+        }
+        source.count <= WAKES_MAX
     }
 }
 
@@ -43,19 +55,29 @@ mod tests {
     #[test]
     fn a_source_that_comes_too_often_has_to_wait_and_others_do_not() {
         let (mut wakes, begun) = (Wakes::default(), Instant::now());
-        for _ in 0..WAKES_MAX {
-            assert!(wakes.allow(source(1), begun));
+        for generation in 0..u64::from(WAKES_MAX) {
+            assert!(wakes.allow(source(1), generation, begun));
         }
-        assert!(!wakes.allow(source(1), begun + WINDOW / 2));
-        assert!(wakes.allow(source(2), begun + WINDOW / 2));
-        assert!(wakes.allow(source(1), begun + WINDOW));
+        assert!(!wakes.allow(source(1), 6, begun + WINDOW / 2));
+        assert!(!wakes.allow(source(1), 6, begun + WINDOW / 2));
+        assert!(wakes.allow(source(2), 6, begun + WINDOW / 2));
+        assert!(wakes.allow(source(1), 6, begun + WINDOW));
+    }
+
+    #[test]
+    fn connections_that_come_at_once_are_one_wake() {
+        let (mut wakes, begun) = (Wakes::default(), Instant::now());
+        for generation in 0..u64::from(WAKES_MAX) {
+            assert!((0..50).all(|_| wakes.allow(source(1), generation, begun)), "{generation}");
+        }
+        assert!(!wakes.allow(source(1), u64::from(WAKES_MAX), begun));
     }
 
     #[test]
     fn many_sources_take_no_more_memory_than_some() {
         let (mut wakes, begun) = (Wakes::default(), Instant::now());
-        let allowed = (0..5000).filter(|number| wakes.allow(source(*number), begun)).count();
+        let allowed = (0..5000).filter(|number| wakes.allow(source(*number), 0, begun)).count();
         assert_eq!(allowed, SOURCES_MAX);
-        assert!(wakes.allow(source(9999), begun + WINDOW));
+        assert!(wakes.allow(source(9999), 0, begun + WINDOW));
     }
 }

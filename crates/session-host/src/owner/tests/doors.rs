@@ -109,6 +109,57 @@ async fn a_source_that_knocks_again_and_again_wakes_the_vm_only_so_often() {
 }
 
 #[tokio::test]
+async fn a_pool_of_connections_that_is_opened_at_once_is_served_whole() {
+    let (mut stage, engine) = (Stage::new(), Engine::tcp(free()).running());
+    let _ports = published(&stage, &engine).await;
+    let mut clients = Vec::new();
+    // Nobody hears of the first before the last is there.
+    for _ in 0..50 {
+        let client = std::net::TcpStream::connect(("127.0.0.1", engine.port)).unwrap();
+        client.set_nonblocking(true).unwrap();
+        clients.push(TcpStream::from_std(client).unwrap());
+    }
+    let _guest = wakes(&mut stage).await;
+    for (number, client) in clients.iter_mut().enumerate() {
+        client.write_all(b"question").await.unwrap();
+        client.shutdown().await.unwrap();
+        let mut answer = String::new();
+        timeout(WITHIN, client.read_to_string(&mut answer)).await.expect("no answer").unwrap();
+        assert_eq!(answer, "172.17.0.2:80 question", "{number}");
+    }
+}
+
+#[tokio::test]
+async fn who_comes_while_the_vm_starts_waits_for_the_container_as_whoever_woke_it() {
+    let (mut stage, engine) = (Stage::new(), Engine::tcp(free()).running());
+    let ports = published(&stage, &engine).await;
+    let mut first = TcpStream::connect(("127.0.0.1", engine.port)).await.unwrap();
+    let call = timeout(WITHIN, stage.call()).await.expect("a knock wakes");
+    let Call::Start(generation) = call else { panic!("{call:?}") };
+    let mut info = stage.owner.info();
+    let starting = info.wait_for(|info| info.vm.phase == dormouse_api::Phase::Starting);
+    timeout(WITHIN, starting).await.expect("it starts").unwrap();
+    let mut second = TcpStream::connect(("127.0.0.1", engine.port)).await.unwrap();
+    // The VM is up before the container has an address.
+    engine.clone().without_address().compared(&ports).await;
+    let _guest = stage.ready(generation);
+    let lease = timeout(WITHIN, stage.ask(dormouse_lifecycle::Policy::Acquire)).await.expect("it is up");
+    let lease = lease.unwrap().unwrap();
+    let mut third = TcpStream::connect(("127.0.0.1", engine.port)).await.unwrap();
+    let mut nothing = [0; 1];
+    for client in [&mut first, &mut second, &mut third] {
+        let closed = timeout(Duration::from_millis(100), client.read(&mut nothing)).await;
+        assert!(closed.is_err(), "it is closed before its container listens");
+    }
+    engine.compared(&ports).await;
+    for client in [&mut first, &mut second, &mut third] {
+        let mut greeting = [0; 14];
+        timeout(WITHIN, client.read_exact(&mut greeting)).await.expect("no answer").unwrap();
+    }
+    drop(lease);
+}
+
+#[tokio::test]
 async fn who_knocks_before_the_host_has_begun_is_served() {
     let (mut stage, engine) = (Stage::new(), Engine::tcp(free()).running());
     let ports = new();

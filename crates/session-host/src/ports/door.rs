@@ -13,16 +13,17 @@ use dormouse_agent_proto::Target;
 use dormouse_api::Phase;
 use dormouse_lifecycle::{HoldKind, Policy};
 use dormouse_mux::{Stream, both_ways};
+use futures_util::FutureExt;
 use rustix::net::sockopt::{set_ipv6_v6only, set_socket_reuseaddr};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, ipproto, socket_with};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep};
 
 use super::Ports;
 use super::published::{Behind, Door, Protocol};
-use crate::owner::{Claimant, HeldLease};
+use crate::owner::{Claimant, HeldLease, Owner};
 
 /// Connections that may wait to be accepted.
 const BACKLOG: i32 = 128;
@@ -107,13 +108,15 @@ async fn forward(
 ) -> Result<(), String> {
     let (lease, mut stream) = enter(ports, source, door, &behind, Target::Tcp).await?;
     let _ = client.set_nodelay(true);
-    let mut client = Counted { inner: client, bytes: Arc::new(AtomicU64::new(0)) };
-    let bytes = Arc::clone(&client.bytes);
+    let traffic = Arc::new(Traffic::default());
+    let mut client = Counted { inner: client, traffic: Arc::clone(&traffic) };
+    let owner = ports.owner().await?;
+    let again = claimant(HoldKind::Request, Policy::ExistingOnly, source, door, &behind.borrow());
     let ended = lease.ended();
     tokio::select! {
         () = both_ways(&mut client, &mut stream) => Ok(()),
         reason = ended => Err(reason),
-        () = hold_while_busy(lease, ports, bytes) => Ok(()),
+        () = hold_while_busy(lease, &owner, again, &traffic) => Err("its VM is another now".to_owned()),
     }
 }
 
@@ -134,7 +137,7 @@ pub(super) async fn enter(
     if phase == Phase::Absent && !ports.may_wake(source.ip(), generation) {
         return Err("its source woke the VM too often".to_owned());
     }
-    let claimant = claimant(HoldKind::Request, source, door, &behind.borrow());
+    let claimant = claimant(HoldKind::Request, Policy::Acquire, source, door, &behind.borrow());
     let lease = owner.lease(claimant).await.map_err(|refused| refused.to_string())?;
     // A container that comes with its VM may need a moment, and may get another address.
     let deadline = ports.up_since(lease.generation()) + LISTENS_WITHIN;
@@ -152,46 +155,74 @@ pub(super) async fn enter(
     }
 }
 
-fn claimant(kind: HoldKind, source: SocketAddr, door: Door, behind: &Behind) -> Claimant {
-    Claimant {
-        kind,
-        policy: Policy::Acquire,
-        owner: source.to_string(),
-        reason: format!("{door} of {}", behind.name),
+fn claimant(kind: HoldKind, policy: Policy, source: SocketAddr, door: Door, behind: &Behind) -> Claimant {
+    Claimant { kind, policy, owner: source.to_string(), reason: format!("{door} of {}", behind.name) }
+}
+
+/// Holds the VM as long as bytes flow, and again when they flow again. Ends when the VM that the connection is to is gone.
+async fn hold_while_busy(mut strong: HeldLease, owner: &Owner, claimant: Claimant, traffic: &Traffic) {
+    let generation = strong.generation();
+    let listed = Claimant {
+        kind: HoldKind::Connection,
+        policy: Policy::ExistingOnly,
+        owner: "a published port".to_owned(),
+        reason: "a connection on which nothing is said".to_owned(),
+    };
+    loop {
+        traffic.is_quiet().await;
+        // The strong one goes only now, so that the weak one is of the same VM.
+        let weak = owner.lease(listed.clone()).await.ok();
+        drop(strong);
+        strong = loop {
+            traffic.moved.notified().await;
+            match owner.lease(claimant.clone()).await {
+                Ok(lease) if lease.generation() == generation => break lease,
+                Ok(_another) => return,
+                // If its VM is going, the connection ends with it; if there are too many requests, bytes will come again.
+                Err(refused) => tracing::debug!(%refused, "a connection can't hold its VM again"),
+            }
+        };
+        drop(weak);
     }
 }
 
-/// Keeps the lease as long as bytes flow. Never ends: without a lease the connection lives as long as its VM.
-async fn hold_while_busy(lease: HeldLease, ports: &Ports, bytes: Arc<AtomicU64>) {
-    let mut seen = 0;
-    loop {
-        sleep(QUIET_AFTER).await;
-        let now = bytes.load(Ordering::Relaxed);
-        if now == seen {
-            break;
+/// What passed on a connection.
+#[derive(Debug, Default)]
+struct Traffic {
+    bytes: AtomicU64,
+    /// Some more have passed.
+    moved: Notify,
+}
+
+impl Traffic {
+    fn pass(&self, bytes: usize) {
+        if bytes > 0 {
+            self.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+            self.moved.notify_one();
         }
-        seen = now;
     }
-    let weak = match ports.owner().await {
-        Ok(owner) => {
-            let reason = "a connection on which nothing is said".to_owned();
-            let policy = Policy::ExistingOnly;
-            let claimant =
-                Claimant { kind: HoldKind::Connection, policy, owner: "a published port".to_owned(), reason };
-            owner.lease(claimant).await.ok()
+
+    /// Waits until nothing has passed for a while; what passes from then on notifies.
+    async fn is_quiet(&self) {
+        let mut seen = self.bytes.load(Ordering::Relaxed);
+        loop {
+            sleep(QUIET_AFTER).await;
+            // What had passed before the count that follows notifies no more.
+            let _ = self.moved.notified().now_or_never();
+            let now = self.bytes.load(Ordering::Relaxed);
+            if now == seen {
+                return;
+            }
+            seen = now;
         }
-        Err(_) => None,
-    };
-    drop(lease);
-    std::future::pending::<()>().await;
-    drop(weak);
+    }
 }
 
 /// Counts what passes.
 #[derive(Debug)]
 struct Counted<T> {
     inner: T,
-    bytes: Arc<AtomicU64>,
+    traffic: Arc<Traffic>,
 }
 
 impl<T: AsyncRead + Unpin> AsyncRead for Counted<T> {
@@ -202,7 +233,7 @@ impl<T: AsyncRead + Unpin> AsyncRead for Counted<T> {
     ) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
         ready!(Pin::new(&mut self.inner).poll_read(context, buffer))?;
-        self.bytes.fetch_add((buffer.filled().len() - before) as u64, Ordering::Relaxed);
+        self.traffic.pass(buffer.filled().len() - before);
         Poll::Ready(Ok(()))
     }
 }
@@ -214,7 +245,7 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Counted<T> {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         let count = ready!(Pin::new(&mut self.inner).poll_write(context, bytes))?;
-        self.bytes.fetch_add(count as u64, Ordering::Relaxed);
+        self.traffic.pass(count);
         Poll::Ready(Ok(count))
     }
 

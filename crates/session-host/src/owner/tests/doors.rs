@@ -160,6 +160,32 @@ async fn who_comes_while_the_vm_starts_waits_for_the_container_as_whoever_woke_i
 }
 
 #[tokio::test]
+async fn a_connection_that_was_quiet_holds_again_as_soon_as_it_speaks() {
+    let (mut stage, engine) = (Stage::new(), Engine::tcp(free()).running());
+    let _ports = published(&stage, &engine).await;
+    let mut client = TcpStream::connect(("127.0.0.1", engine.port)).await.unwrap();
+    let _guest = wakes(&mut stage).await;
+    let mut greeting = [0; 14];
+    timeout(WITHIN, client.read_exact(&mut greeting)).await.expect("no answer").unwrap();
+    let source = client.local_addr().unwrap().to_string();
+    let mut info = stage.owner.info();
+    tokio::time::pause();
+    for _ in 0..2 {
+        // Minutes go by.
+        let quiet =
+            info.wait_for(|info| info.holds.iter().all(|hold| hold.owner != source)).await.unwrap().clone();
+        assert!(quiet.holds.iter().any(|hold| hold.weak), "{quiet:?}");
+        tokio::time::resume();
+        client.write_all(b"question").await.unwrap();
+        let mut answer = [0; 8];
+        timeout(WITHIN, client.read_exact(&mut answer)).await.expect("no answer").unwrap();
+        let held = info.wait_for(|info| info.holds.iter().any(|hold| hold.owner == source && !hold.weak));
+        timeout(WITHIN, held).await.expect("it holds nothing").unwrap();
+        tokio::time::pause();
+    }
+}
+
+#[tokio::test]
 async fn who_knocks_before_the_host_has_begun_is_served() {
     let (mut stage, engine) = (Stage::new(), Engine::tcp(free()).running());
     let ports = new();

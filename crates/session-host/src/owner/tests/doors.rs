@@ -186,6 +186,34 @@ async fn a_connection_that_was_quiet_holds_again_as_soon_as_it_speaks() {
 }
 
 #[tokio::test]
+async fn both_protocols_pass_through_doors_of_an_ipv6_address() {
+    let number = std::net::TcpListener::bind("[::1]:0").expect("this machine has ::1");
+    let number = number.local_addr().unwrap().port();
+    for protocol in ["tcp", "udp"] {
+        let engine = Engine { address: "::1", protocol, ..Engine::tcp(number).running() };
+        let mut stage = Stage::new();
+        let _ports = published(&stage, &engine).await;
+        if protocol == "tcp" {
+            let mut client = TcpStream::connect(("::1", number)).await.unwrap();
+            client.write_all(b"question").await.unwrap();
+            client.shutdown().await.unwrap();
+            let _guest = wakes(&mut stage).await;
+            let mut answer = String::new();
+            timeout(WITHIN, client.read_to_string(&mut answer)).await.expect("no answer").unwrap();
+            assert_eq!(answer, "172.17.0.2:80 question");
+        } else {
+            let client = UdpSocket::bind("[::1]:0").await.unwrap();
+            client.connect(("::1", number)).await.unwrap();
+            client.send(b"question").await.unwrap();
+            let _guest = wakes(&mut stage).await;
+            let mut buffer = [0; 64];
+            let count = timeout(WITHIN, client.recv(&mut buffer)).await.expect("no answer").unwrap();
+            assert_eq!(&buffer[..count], b"question");
+        }
+    }
+}
+
+#[tokio::test]
 async fn who_knocks_before_the_host_has_begun_is_served() {
     let (mut stage, engine) = (Stage::new(), Engine::tcp(free()).running());
     let ports = new();

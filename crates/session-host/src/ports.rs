@@ -17,7 +17,7 @@ mod published;
 mod udp;
 mod wakes;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::io;
 use std::net::IpAddr;
@@ -41,7 +41,7 @@ use self::published::{Behind, Container, Door, Protocol};
 use self::wakes::Wakes;
 use crate::entrance::Entrance;
 use crate::fetch;
-use crate::owner::Owner;
+use crate::owner::{Message, Owner};
 
 /// Connections, and sources of datagrams, that are forwarded at a time.
 const FORWARDS_MAX: usize = 1024;
@@ -86,6 +86,8 @@ struct Table {
     starting: BTreeMap<String, u32>,
     wakes: Wakes,
     free: FreePorts,
+    /// Doors that are wanted and can't be bound, which was told.
+    shut: BTreeSet<Door>,
 }
     /// The latest VM, and since when it is up.
     up: (u64, Instant),
@@ -155,6 +157,7 @@ impl Ports {
             starting: BTreeMap::new(),
             wakes: Wakes::default(),
             free: FreePorts::new(seed),
+            shut: BTreeSet::new(),
         };
         let shared = Shared {
             address,
@@ -291,21 +294,27 @@ impl Ports {
         let wanted: BTreeMap<_, _> =
             containers.iter().flat_map(|one| one.doors(self.shared.address)).collect();
         let mut table = self.table();
-        let Table { doors, starting, .. } = &mut *table;
+        let Table { doors, starting, shut, .. } = &mut *table;
         doors.retain(|door, open| {
             wanted.contains_key(door) || starting.contains_key(&open.behind.borrow().id)
         });
         for (door, behind) in wanted {
-            let socket = || door::open(door);
             if let Some(open) = table.doors.get(&door) {
                 open.behind.send_if_modified(|before| {
                     let changed = *before != behind;
                     *before = behind;
                     changed
                 });
-            } else if let Err(error) = socket().and_then(|socket| self.open(&mut table, door, behind, socket))
-            {
-                tracing::warn!(%door, %error, "a published port can't be bound on the host");
+                continue;
+            }
+            let name = behind.name.clone();
+            let opened = door::open(door).and_then(|socket| self.open(&mut table, door, behind, socket));
+            match opened {
+                Ok(()) => _ = table.shut.remove(&door),
+                Err(error) if table.shut.insert(door) => {
+                    self.note(format!("{door} of {name} isn't published: {}", in_words(&error)));
+                }
+                Err(_told) => {}
             }
         }
     }
@@ -340,6 +349,7 @@ impl Ports {
         table.doors.insert(door, Open { socket: duplicate, behind: sender, serving });
         Ok(())
     }
+        shut.retain(|door| wanted.contains_key(door));
 
     /// May somebody at this address wake the VM that follows this one?
     fn may_wake(&self, source: IpAddr, generation: u64) -> bool {
@@ -353,6 +363,14 @@ impl Ports {
             table.up = (generation, Instant::now());
         }
         table.up.1
+    }
+
+    /// Tells whoever woke the VM, and the history.
+    fn note(&self, what: String) {
+        if let Some(owner) = &*self.shared.owner.borrow() {
+            let generation = dormouse_lifecycle::Generation(owner.info().borrow().vm.generation);
+            owner.inbox.send(Message::Note { generation, what });
+        }
     }
 
     fn table(&self) -> MutexGuard<'_, Table> {
@@ -397,7 +415,17 @@ where
 
 /// As dockerd words it.
 fn refusal(container: &str, door: Door, error: &io::Error) -> Refusal {
-    let why = match error.kind() {
+    let why = in_words(error);
+    let message = format!(
+        "driver failed programming external connectivity on endpoint {container}: Error starting userland proxy: \
+         listen {door}: {why}"
+    );
+    Refusal { status: 500, message }
+}
+
+/// Why a door can't be bound.
+fn in_words(error: &io::Error) -> String {
+    match error.kind() {
         io::ErrorKind::AddrInUse => "bind: address already in use".to_owned(),
         io::ErrorKind::AddrNotAvailable => "bind: cannot assign requested address".to_owned(),
         io::ErrorKind::PermissionDenied => {
@@ -406,12 +434,7 @@ fn refusal(container: &str, door: Door, error: &io::Error) -> Refusal {
                 .to_owned()
         }
         _ => format!("bind: {error}"),
-    };
-    let message = format!(
-        "driver failed programming external connectivity on endpoint {container}: Error starting userland proxy: \
-         listen {door}: {why}"
-    );
-    Refusal { status: 500, message }
+    }
 }
 
 #[cfg(test)]

@@ -186,6 +186,20 @@ async fn a_connection_that_was_quiet_holds_again_as_soon_as_it_speaks() {
 }
 
 #[tokio::test]
+async fn a_port_of_a_running_container_that_cant_be_had_is_told_of_once() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let engine = Engine::tcp(taken.local_addr().unwrap().port()).running();
+    let stage = Stage::new();
+    let ports = published(&stage, &engine).await;
+    engine.compared(&ports).await;
+    let warnings = |history: Vec<String>| history.iter().filter(|entry| entry.starts_with("warning")).count();
+    assert_eq!(warnings(stage.history().await), 1);
+    drop(taken);
+    engine.compared(&ports).await;
+    assert_eq!(ports.duplicates().len(), 1);
+}
+
+#[tokio::test]
 async fn both_protocols_pass_through_doors_of_an_ipv6_address() {
     let number = std::net::TcpListener::bind("[::1]:0").expect("this machine has ::1");
     let number = number.local_addr().unwrap().port();

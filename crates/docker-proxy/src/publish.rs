@@ -21,22 +21,36 @@ pub struct AnyPort {
 
 /// Gives each binding that leaves its number to the engine one of the host's, and each without an address this one. Was there
 /// any?
+///
+/// # Errors
+/// A port that can't be published, in words.
 pub(crate) fn settle(
     wish: &mut Value,
     address: Option<IpAddr>,
     mut choose: impl FnMut(AnyPort) -> Option<u16>,
-) -> bool {
+) -> Result<bool, String> {
     let mut changed = false;
     for config in fields(wish, "HostConfig") {
         for bindings in fields(config, "PortBindings") {
             let Value::Object(ports) = bindings else { continue };
+            let is_wanted = |list: &Value| list.as_array().is_some_and(|list| !list.is_empty());
+            refuse_sctp(ports.iter().filter(|(_, list)| is_wanted(list)).map(|(port, _)| port))?;
             let lists = ports.values_mut().filter_map(Value::as_array_mut).flatten();
             for binding in lists.filter_map(Value::as_object_mut) {
                 changed |= fill(binding, address, &mut choose);
             }
         }
     }
-    changed
+    Ok(changed)
+}
+
+/// What the host can't forward would be published in the VM only, where nobody comes.
+fn refuse_sctp<'a>(mut ports: impl Iterator<Item = &'a String>) -> Result<(), String> {
+    let is_sctp = |port: &str| port.split_once('/').is_some_and(|(_, it)| it.eq_ignore_ascii_case("sctp"));
+    match ports.find(|port| is_sctp(port)) {
+        Some(port) => Err(format!("{port}: sctp ports can't be published from a VM")),
+        None => Ok(()),
+    }
 }
 
 /// Gives one binding what it lacks.
@@ -94,21 +108,25 @@ pub(crate) fn image_of_all(wish: &Value) -> Option<&str> {
 
 /// Gives each port that the image or the client names, and nobody has bound, an address and a number of the host. Was there
 /// any?
+///
+/// # Errors
+/// A port that can't be published, in words.
 pub(crate) fn settle_all(
     wish: &mut Value,
     exposed: &[String],
     address: Option<IpAddr>,
     mut choose: impl FnMut(AnyPort) -> Option<u16>,
-) -> bool {
+) -> Result<bool, String> {
     let own = wish.as_object().and_then(|wish| field(wish, "ExposedPorts")).and_then(Value::as_object);
     let ports: Vec<String> = own.into_iter().flat_map(Map::keys).chain(exposed).cloned().collect();
-    let Some(config) = fields(wish, "HostConfig").find_map(Value::as_object_mut) else { return false };
+    refuse_sctp(ports.iter())?;
+    let Some(config) = fields(wish, "HostConfig").find_map(Value::as_object_mut) else { return Ok(false) };
     let name = config.keys().find(|name| is(name, "PortBindings")).cloned();
     let bindings = config.entry(name.unwrap_or_else(|| "PortBindings".to_owned())).or_insert(Value::Null);
     if bindings.is_null() {
         *bindings = json!({});
     }
-    let Value::Object(bindings) = bindings else { return false };
+    let Value::Object(bindings) = bindings else { return Ok(false) };
     let mut changed = false;
     for port in ports {
         let is_bound = bindings.get(&port).and_then(Value::as_array).is_some_and(|list| !list.is_empty());
@@ -118,7 +136,7 @@ pub(crate) fn settle_all(
             changed = true;
         }
     }
-    changed
+    Ok(changed)
 }
 
 fn fields<'a>(object: &'a mut Value, field: &'static str) -> impl Iterator<Item = &'a mut Value> {
@@ -141,7 +159,7 @@ mod tests {
             next += 1;
             Some(next)
         });
-        assert!(chosen);
+        assert_eq!(chosen, Ok(true));
         let expected = json!({ "hostconfig": { "PortBindings": {
             "80/tcp": [{ "HostIp": "", "HostPort": "20001" }, { "HostPort": "8080" }, { "hostport": "20002" }],
             "81/tcp": [{ "HostPort": "20003" }], "82/tcp": null, "83/udp": [{ "HostPort": 9 }],
@@ -155,7 +173,7 @@ mod tests {
             "80/tcp": [{ "HostIp": "", "HostPort": "1" }, { "HostPort": "2" }, { "hostip": "", "HostPort": "3" }],
             "81/tcp": [{ "HostIp": "0.0.0.0", "HostPort": "4" }, { "HostIp": "::", "HostPort": "5" }],
         } } });
-        assert!(settle(&mut wish, Some([127, 0, 0, 9].into()), |_| None));
+        assert!(settle(&mut wish, Some([127, 0, 0, 9].into()), |_| None).unwrap());
         let here = "127.0.0.9";
         let expected = json!({ "HostConfig": { "PortBindings": {
             "80/tcp": [{ "HostIp": here, "HostPort": "1" }, { "HostIp": here, "HostPort": "2" }, { "hostip": here, "HostPort": "3" }],
@@ -171,10 +189,11 @@ mod tests {
             "81/tcp": [{ "HostPort": "8010-8000" }, { "HostPort": "0-5" }, { "HostPort": "a-b" }, { "HostPort": "1-70000" }],
         } } });
         let mut asked = Vec::new();
-        assert!(settle(&mut wish, Some([127, 0, 0, 1].into()), |port| {
+        let changed = settle(&mut wish, Some([127, 0, 0, 1].into()), |port| {
             asked.push((port.address.unwrap().to_string(), port.among.clone().unwrap()));
             port.among.map(|among| *among.end())
-        }));
+        });
+        assert_eq!(changed, Ok(true));
         assert_eq!(asked, [("10.1.2.3".to_owned(), 8000..=8010), ("127.0.0.1".to_owned(), 9..=9)]);
         let bindings = &wish["HostConfig"]["PortBindings"];
         assert_eq!(bindings["80/tcp"][0], json!({ "HostIp": "10.1.2.3", "HostPort": "8010" }));
@@ -192,22 +211,40 @@ mod tests {
         assert_eq!(image_of_all(&wish), Some("web"));
         let exposed = ["80/tcp", "81/tcp", "83/udp"].map(str::to_owned);
         let mut next = 20_000;
-        assert!(settle_all(&mut wish, &exposed, Some([127, 0, 0, 1].into()), |_| {
+        let changed = settle_all(&mut wish, &exposed, Some([127, 0, 0, 1].into()), |_| {
             next += 1;
             Some(next)
-        }));
+        });
+        assert_eq!(changed, Ok(true));
         let here = |port: &str| json!([{ "HostIp": "127.0.0.1", "HostPort": port }]);
         let expected = json!({
             "80/tcp": here("20002"), "81/tcp": here("20001"), "82/tcp": [{ "HostPort": "8082" }], "83/udp": here("20003"),
         });
         assert_eq!(wish["HostConfig"]["portbindings"], expected);
-        assert!(!settle_all(&mut wish, &exposed, None, |_| Some(1)), "nothing is left to bind");
+        assert!(!settle_all(&mut wish, &exposed, None, |_| Some(1)).unwrap(), "nothing is left to bind");
         let mut bare = json!({ "Image": "web", "HostConfig": { "PublishAllPorts": true } });
-        assert!(settle_all(&mut bare, &exposed[..1], None, |_| Some(1)));
+        assert!(settle_all(&mut bare, &exposed[..1], None, |_| Some(1)).unwrap());
         assert_eq!(
             bare["HostConfig"]["PortBindings"],
             json!({ "80/tcp": [{ "HostIp": "", "HostPort": "1" }] })
         );
+    }
+
+    #[test]
+    fn an_sctp_port_is_refused_if_it_is_to_be_published() {
+        let wish =
+            |bindings: Value| json!({ "HostConfig": { "PortBindings": bindings, "PublishAllPorts": true } });
+        for (bindings, refused) in [
+            (json!({ "80/tcp": [{ "HostPort": "80" }], "9/sctp": [{ "HostPort": "9" }] }), true),
+            (json!({ "9/SCTP": [{}] }), true),
+            (json!({ "9/sctp": [], "10/sctp": null, "80": [{ "HostPort": "80" }] }), false),
+        ] {
+            let settled = settle(&mut wish(bindings.clone()), None, |_| None);
+            assert_eq!(settled.is_err(), refused, "{bindings}");
+        }
+        let exposed = ["9/sctp".to_owned()];
+        let refusal = settle_all(&mut wish(json!({})), &exposed, None, |_| Some(1)).unwrap_err();
+        assert_eq!(refusal, "9/sctp: sctp ports can't be published from a VM");
     }
 
     #[test]
@@ -238,10 +275,10 @@ mod tests {
             "[]",
         ] {
             let mut wish: Value = serde_json::from_str(body).unwrap();
-            assert!(!settle(&mut wish, None, |_| Some(1)), "{body}");
+            assert!(!settle(&mut wish, None, |_| Some(1)).unwrap(), "{body}");
             assert_eq!(wish.to_string(), body);
         }
         let mut wish = json!({ "HostConfig": { "PortBindings": { "80/tcp": [{}] } } });
-        assert!(!settle(&mut wish, None, |_| None), "with no number to give the engine chooses");
+        assert!(!settle(&mut wish, None, |_| None).unwrap(), "with no number to give the engine chooses");
     }
 }

@@ -105,7 +105,7 @@ async fn exchange<'client, E: Engine>(
         match lease.dial().await {
             Ok(stream) => {
                 if let Some(wish) = &mut wish {
-                    wish.publish_all(engine, &lease).await;
+                    wish.publish_all(engine, &lease).await?;
                 }
                 Ok((lease, stream))
             }

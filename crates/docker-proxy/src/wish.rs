@@ -26,7 +26,7 @@ impl Wish {
     /// Reads the body of a request that may name paths and ports of the host.
     ///
     /// # Errors
-    /// A path that can't be had; a body that is too long, or breaks off.
+    /// A path or a port that can't be had; a body that is too long, or breaks off.
     pub(crate) async fn read<E: Engine>(
         request: &RequestHead,
         engine: &E,
@@ -42,7 +42,8 @@ impl Wish {
         let given =
             mounts::settle(&mut wish, |bind| engine.mount(bind)).map_err(|why| Broken::refused(400, why))?;
         let published =
-            publish::settle(&mut wish, engine.publish_address(), |wanted| engine.free_port(wanted));
+            publish::settle(&mut wish, engine.publish_address(), |wanted| engine.free_port(wanted))
+                .map_err(|why| Broken::refused(400, why))?;
         let changed = published || !given.is_empty();
         let body = if changed { wish.to_string().into_bytes() } else { body };
         let publishes_all = publish::image_of_all(&wish).is_some().then_some(wish);
@@ -50,14 +51,24 @@ impl Wish {
     }
 
     /// Settles the ports that only the image names.
-    pub(crate) async fn publish_all<E: Engine>(&mut self, engine: &E, lease: &E::Lease) {
-        let Some(mut wish) = self.publishes_all.take() else { return };
-        let Some(image) = publish::image_of_all(&wish) else { return };
+    ///
+    /// # Errors
+    /// One of them can't be had.
+    pub(crate) async fn publish_all<E: Engine>(
+        &mut self,
+        engine: &E,
+        lease: &E::Lease,
+    ) -> Result<(), Broken> {
+        let Some(mut wish) = self.publishes_all.take() else { return Ok(()) };
+        let Some(image) = publish::image_of_all(&wish) else { return Ok(()) };
         let exposed = lease.exposed_ports(image).await;
         if publish::settle_all(&mut wish, &exposed, engine.publish_address(), |wanted| {
             engine.free_port(wanted)
-        }) {
+        })
+        .map_err(|why| Broken::refused(400, why))?
+        {
             self.body = wish.to_string().into_bytes();
         }
+        Ok(())
     }
 }

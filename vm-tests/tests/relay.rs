@@ -54,7 +54,9 @@ impl Engine for Up {
         Mount::AsIs
     }
 
-    async fn created(&self, _: &str, _: Vec<Given>) {}
+    async fn created(&self, _: &str, _: Vec<Given>, _: Vec<u16>) {}
+
+    fn take_back(&self, _: &[u16]) {}
 
     fn restore(&self, _: &[u8]) -> Option<Vec<u8>> {
         None

@@ -35,8 +35,14 @@ pub trait Engine: Clone + Send + Sync + 'static {
     /// What becomes of a bind mount of a path of the host.
     fn mount(&self, bind: Bind<'_>) -> Mount;
 
-    /// A container was created, by its id, and given these paths of the host; the client hears of it after this.
-    fn created(&self, container: &str, given: Vec<Given>) -> impl Future<Output = ()> + Send;
+    /// A container was created, by its id, and given these paths of the host, and these numbers of [`Engine::free_port`]; the
+    /// client hears of it after this.
+    fn created(
+        &self,
+        container: &str,
+        given: Vec<Given>,
+        numbers: Vec<u16>,
+    ) -> impl Future<Output = ()> + Send;
 
     /// An answer of the engine with the host's paths in place of those that [`Mount::From`] gave. `None`: as it is.
     fn restore(&self, answer: &[u8]) -> Option<Vec<u8>>;
@@ -46,6 +52,9 @@ pub trait Engine: Clone + Send + Sync + 'static {
 
     /// A number of the host for a port that is to be published, whatever its number. `None`: the engine may choose.
     fn free_port(&self, wanted: AnyPort) -> Option<u16>;
+
+    /// The container was not created for which [`Engine::free_port`] gave these, as far as it is known.
+    fn take_back(&self, numbers: &[u16]);
 
     /// A request of the class [`Class::Starts`] was answered; the client hears of it after this.
     fn started(&self) -> impl Future<Output = ()> + Send;

@@ -34,7 +34,7 @@ use crate::head::{HeadError, HeadScanner, RequestHead, ResponseHead, parse_respo
 use crate::mounts::{self, Given};
 use crate::stream::{Patience, splice};
 use crate::warnings;
-use crate::wish::Wish;
+use crate::wish::{Chosen, Wish};
 
 /// A client that is waited for so long holds nothing meanwhile: it may be a stopped process, or a pager that nobody
 /// scrolls.
@@ -105,7 +105,7 @@ async fn exchange<'client, E: Engine>(
         match lease.dial().await {
             Ok(stream) => {
                 if let Some(wish) = &mut wish {
-                    wish.publish_all(engine, &lease).await?;
+                    wish.publish_all(&lease).await?;
                 }
                 Ok((lease, stream))
             }
@@ -120,12 +120,12 @@ async fn exchange<'client, E: Engine>(
         ready = ready => ready?,
         gone = until_gone(reader, pending) => return Err(gone),
     };
-    let given = match wish {
+    let (given, chosen) = match wish {
         Some(wish) => {
             request = request.with_body(&wish.body);
-            wish.given
+            (wish.given, wish.chosen)
         }
-        None => Vec::new(),
+        None => (Vec::new(), Chosen::none(engine)),
     };
     let patience = Patience::default();
     let ended = lease.ended();
@@ -135,6 +135,7 @@ async fn exchange<'client, E: Engine>(
         request,
         class,
         given,
+        chosen,
         warnings: lease.warnings().to_vec(),
         reader,
         writer,
@@ -192,12 +193,14 @@ async fn pass_chunks(
 }
 
 /// One request on its way to the engine, and the answer on its way back.
-struct Relaying<'a, 'client, E> {
+struct Relaying<'a, 'client, E: Engine> {
     session: &'a E,
     request: &'a RequestHead,
     class: Class,
     /// Paths of the host that the container is given, if one is created.
     given: Vec<Given>,
+    /// And numbers.
+    chosen: Chosen<'a, E>,
     /// What is to be told in the answer.
     warnings: Vec<String>,
     reader: &'a mut ReadHalf<'client>,
@@ -218,8 +221,8 @@ enum After {
 
 impl<E: Engine> Relaying<'_, '_, E> {
     async fn run(self, mut engine: impl AsyncRead + AsyncWrite + Unpin) -> Result<Next, Broken> {
-        let Self { session, request, class, given, warnings, reader, writer, pending, answered, patience } =
-            self;
+        let Self { session, request, class, given, chosen, warnings, .. } = self;
+        let Self { reader, writer, pending, answered, patience, .. } = self;
         let (mut from_engine, mut to_engine) = tokio::io::split(&mut engine);
         to_engine.write_all(&request.bytes).await.map_err(unreachable)?;
         let body = BodyScanner::new(request.framing);
@@ -244,7 +247,7 @@ impl<E: Engine> Relaying<'_, '_, E> {
                     *answered = false;
                     continue;
                 }
-                let edit = Edit { session, request, class, given, warnings: &warnings };
+                let edit = Edit { session, request, class, given, chosen, warnings: &warnings };
                 let telling = async {
                     let head = edit.apply(head, &mut answer, &mut from_engine).await?;
                     *answered = true;
@@ -388,11 +391,12 @@ impl EngineAnswer {
 }
 
 /// What becomes of an answer on its way to the client.
-struct Edit<'a, E> {
+struct Edit<'a, E: Engine> {
     session: &'a E,
     request: &'a RequestHead,
     class: Class,
     given: Vec<Given>,
+    chosen: Chosen<'a, E>,
     warnings: &'a [String],
 }
 
@@ -405,7 +409,7 @@ impl<E: Engine> Edit<'_, E> {
         answer: &mut EngineAnswer,
         engine: &mut (impl AsyncRead + Unpin),
     ) -> Result<ResponseHead, Broken> {
-        let Self { session, request, class, given, warnings } = self;
+        let Self { session, request, class, given, chosen, warnings } = self;
         let head =
             if warnings.is_empty() { head } else { head.with_lines(&warnings::header_lines(warnings)) };
         let path = path_of(&request.target);
@@ -416,16 +420,17 @@ impl<E: Engine> Edit<'_, E> {
             Class::Creates | Class::Starts => head.status >= 400 || path == "/volumes/create",
             _ => false,
         };
-        let is_read = is_new && !(warnings.is_empty() && given.is_empty()) || names_paths;
+        let is_given = !(given.is_empty() && chosen.is_empty());
+        let is_read = is_new && (is_given || !warnings.is_empty()) || names_paths;
         if !is_read || head.framing == BodyFraming::Empty {
             return Ok(head);
         }
         let (body, raw) = answer.body(head.framing, engine).await?;
         if is_new
-            && !given.is_empty()
+            && is_given
             && let Some(id) = created(&body)
         {
-            session.created(&id, given).await;
+            session.created(&id, given, chosen.take()).await;
         }
         let told =
             if is_new && !warnings.is_empty() { warnings::add_to_created(&body, warnings) } else { None };

@@ -173,8 +173,13 @@ impl Engine for SessionEngine {
         there.unwrap_or_else(|| self.face.folders.mount(bind))
     }
 
-    async fn created(&self, container: &str, given: Vec<Given>) {
+    fn take_back(&self, numbers: &[u16]) {
+        self.face.ports.take_back(numbers);
+    }
+
+    async fn created(&self, container: &str, given: Vec<Given>, numbers: Vec<u16>) {
         self.face.folders.created(container, given);
+        self.face.ports.created(container, numbers);
     }
 
     fn restore(&self, answer: &[u8]) -> Option<Vec<u8>> {

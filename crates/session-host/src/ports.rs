@@ -13,6 +13,7 @@
 mod door;
 mod free;
 mod left;
+mod numbers;
 mod published;
 mod udp;
 mod wakes;
@@ -37,6 +38,7 @@ use tokio::time::{Instant, timeout};
 
 use self::free::FreePorts;
 use self::left::Left;
+use self::numbers::Numbers;
 use self::published::{Behind, Container, Door, Protocol};
 use self::wakes::Wakes;
 use crate::entrance::Entrance;
@@ -85,12 +87,14 @@ struct Table {
     /// Containers that are being started, and by how many requests.
     starting: BTreeMap<String, u32>,
     wakes: Wakes,
+    /// The latest VM, and since when it is up.
+    up: (u64, Instant),
     free: FreePorts,
+    /// Numbers that containers have which were created, whether they run or not.
+    numbers: Numbers,
     /// Doors that are wanted and can't be bound, which was told.
     shut: BTreeSet<Door>,
 }
-    /// The latest VM, and since when it is up.
-    up: (u64, Instant),
 
 /// A door that is open; closed when dropped.
 #[derive(Debug)]
@@ -156,14 +160,15 @@ impl Ports {
             doors: BTreeMap::new(),
             starting: BTreeMap::new(),
             wakes: Wakes::default(),
+            up: (0, Instant::now()),
             free: FreePorts::new(seed),
+            numbers: Numbers::load(folder),
             shut: BTreeSet::new(),
         };
         let shared = Shared {
             address,
             left: Left::new(folder),
             table: Mutex::new(table),
-            up: (0, Instant::now()),
             owner: watch::channel(None).0,
             forwards: Arc::new(Semaphore::new(FORWARDS_MAX)),
             entrance: Entrance::default(),
@@ -217,15 +222,30 @@ impl Ports {
         self.shared.address
     }
 
-    /// A number for a port that a client wants published: of the session's own, or of those that it would take.
+    /// A number for a port that a client wants published: of the session's own, or of those that it would take. Nobody else gets
+    /// it until it is taken back, or its container is gone.
     pub(crate) fn free(&self, wanted: AnyPort) -> Option<u16> {
         let mut table = self.table();
-        let Table { doors, free, .. } = &mut *table;
-        let unused = |port| !doors.keys().any(|door| door.address.port() == port);
-        match wanted.among {
-            None => free.next(unused),
-            Some(among) => Some(free.among(among, wanted.address.unwrap_or(self.shared.address), unused)),
-        }
+        let Table { doors, free, numbers, .. } = &mut *table;
+        let taken: BTreeSet<u16> =
+            numbers.all().chain(doors.keys().map(|door| door.address.port())).collect();
+        let unused = |port| !taken.contains(&port);
+        let number = match wanted.among {
+            None => free.next(unused)?,
+            Some(among) => free.among(among, wanted.address.unwrap_or(self.shared.address), unused),
+        };
+        numbers.promise(number);
+        Some(number)
+    }
+
+    /// A container was created with these numbers.
+    pub(crate) fn created(&self, container: &str, numbers: Vec<u16>) {
+        self.table().numbers.give(container, numbers);
+    }
+
+    /// The container was not created for which these numbers were meant.
+    pub(crate) fn take_back(&self, numbers: &[u16]) {
+        self.table().numbers.take_back(numbers);
     }
 
     /// Binds the doors that a container is going to have, before it is started.
@@ -283,11 +303,33 @@ impl Ports {
         S: AsyncRead + AsyncWrite + Unpin,
     {
         let _turn = self.shared.comparing.lock().await;
-        match timeout(COMPARED_WITHIN, running(dial)).await {
-            Ok(Ok(containers)) => self.settle(&containers),
+        let comparing = async {
+            self.settle(&running(&dial).await?);
+            self.forget(&dial).await
+        };
+        match timeout(COMPARED_WITHIN, comparing).await {
+            Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::warn!(%error, "the engine did not say what is published"),
             Err(_late) => tracing::warn!("the engine did not say in time what is published"),
         }
+    }
+
+    /// Frees the numbers of containers that are no more.
+    async fn forget<D, F, S>(&self, dial: &D) -> io::Result<()>
+    where
+        D: Fn() -> F,
+        F: Future<Output = io::Result<S>>,
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        // Whoever is created while the engine is asked may not be in its list.
+        let known = self.table().numbers.ids();
+        if known.is_empty() {
+            return Ok(());
+        }
+        let all: BTreeSet<_> =
+            list(dial, "/containers/json?all=1").await?.into_iter().map(|one| one.id).collect();
+        self.table().numbers.forget(&known.difference(&all).cloned().collect());
+        Ok(())
     }
 
     fn settle(&self, containers: &[Container]) {
@@ -298,6 +340,7 @@ impl Ports {
         doors.retain(|door, open| {
             wanted.contains_key(door) || starting.contains_key(&open.behind.borrow().id)
         });
+        shut.retain(|door| wanted.contains_key(door));
         for (door, behind) in wanted {
             if let Some(open) = table.doors.get(&door) {
                 open.behind.send_if_modified(|before| {
@@ -316,6 +359,14 @@ impl Ports {
                 }
                 Err(_told) => {}
             }
+        }
+    }
+
+    /// Tells whoever woke the VM, and the history.
+    fn note(&self, what: String) {
+        if let Some(owner) = &*self.shared.owner.borrow() {
+            let generation = dormouse_lifecycle::Generation(owner.info().borrow().vm.generation);
+            owner.inbox.send(Message::Note { generation, what });
         }
     }
 
@@ -349,7 +400,6 @@ impl Ports {
         table.doors.insert(door, Open { socket: duplicate, behind: sender, serving });
         Ok(())
     }
-        shut.retain(|door| wanted.contains_key(door));
 
     /// May somebody at this address wake the VM that follows this one?
     fn may_wake(&self, source: IpAddr, generation: u64) -> bool {
@@ -365,41 +415,47 @@ impl Ports {
         table.up.1
     }
 
-    /// Tells whoever woke the VM, and the history.
-    fn note(&self, what: String) {
-        if let Some(owner) = &*self.shared.owner.borrow() {
-            let generation = dormouse_lifecycle::Generation(owner.info().borrow().vm.generation);
-            owner.inbox.send(Message::Note { generation, what });
-        }
-    }
-
     fn table(&self) -> MutexGuard<'_, Table> {
         self.shared.table.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 }
 
-/// The containers that run and publish something.
-async fn running<D, F, S>(dial: D) -> io::Result<Vec<Container>>
+/// A container as the engine lists it.
+#[derive(Debug, serde::Deserialize)]
+struct Listed {
+    #[serde(rename = "Id")]
+    id: String,
+    #[serde(rename = "Ports", default)]
+    ports: Vec<Listing>,
+}
+
+#[derive(Debug, serde::Deserialize)]
+struct Listing {
+    #[serde(rename = "PublicPort")]
+    public: Option<u16>,
+}
+
+async fn list<D, F, S>(dial: &D, target: &str) -> io::Result<Vec<Listed>>
 where
     D: Fn() -> F,
     F: Future<Output = io::Result<S>>,
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    #[derive(serde::Deserialize)]
-    struct Listed {
-        #[serde(rename = "Id")]
-        id: String,
-        #[serde(rename = "Ports", default)]
-        ports: Vec<Listing>,
+    let (head, body) = fetch::ask(&mut dial().await?, "GET", target, ANSWER_BYTES_MAX).await?;
+    if head.status != 200 {
+        return Err(io::Error::other(format!("status {}", head.status)));
     }
-    #[derive(serde::Deserialize)]
-    struct Listing {
-        #[serde(rename = "PublicPort")]
-        public: Option<u16>,
-    }
-    let mut engine = dial().await?;
-    let (_, body) = fetch::ask(&mut engine, "GET", "/containers/json", ANSWER_BYTES_MAX).await?;
-    let listed: Vec<Listed> = serde_json::from_slice(&body)?;
+    Ok(serde_json::from_slice(&body)?)
+}
+
+/// The containers that run and publish something.
+async fn running<D, F, S>(dial: &D) -> io::Result<Vec<Container>>
+where
+    D: Fn() -> F,
+    F: Future<Output = io::Result<S>>,
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let listed = list(dial, "/containers/json").await?;
     let mut containers = Vec::new();
     for one in listed.into_iter().filter(|one| one.ports.iter().any(|port| port.public.is_some())) {
         let mut engine = dial().await?;

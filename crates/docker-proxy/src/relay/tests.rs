@@ -13,6 +13,9 @@ use crate::engine::Refusal;
 use crate::mounts::{Bind, Given, Mount};
 use crate::publish::AnyPort;
 
+/// Who has which numbers.
+type Numbers = Arc<Mutex<Vec<(String, Vec<u16>)>>>;
+
 /// An engine whose connections are handed to a script.
 #[derive(Clone)]
 struct Script {
@@ -22,6 +25,7 @@ struct Script {
     starts: Arc<AtomicUsize>,
     crashed: watch::Sender<bool>,
     given: Arc<Mutex<Vec<(String, String)>>>,
+    numbers: Numbers,
 }
 
 const CRASHED: &str = "the VM crashed";
@@ -100,7 +104,12 @@ impl Engine for Script {
         }
     }
 
-    async fn created(&self, container: &str, given: Vec<Given>) {
+    fn take_back(&self, numbers: &[u16]) {
+        self.numbers.lock().unwrap().push(("nobody".to_owned(), numbers.to_vec()));
+    }
+
+    async fn created(&self, container: &str, given: Vec<Given>, numbers: Vec<u16>) {
+        self.numbers.lock().unwrap().push((container.to_owned(), numbers));
         self.given.lock().unwrap().extend(given.into_iter().map(|given| (container.to_owned(), given.path)));
     }
 
@@ -164,6 +173,7 @@ struct Stage {
     starts: Arc<AtomicUsize>,
     crashed: watch::Sender<bool>,
     given: Arc<Mutex<Vec<(String, String)>>>,
+    numbers: Numbers,
     relay: tokio::task::JoinHandle<()>,
 }
 
@@ -173,7 +183,7 @@ fn stage(refusal: Option<Refusal>) -> Stage {
     let held = watch::channel(0).0;
     let starts = Arc::new(AtomicUsize::new(0));
     let crashed = watch::channel(false).0;
-    let given = Arc::default();
+    let (given, numbers) = (Arc::default(), Arc::default());
     let script = Script {
         dials: sender,
         held: held.clone(),
@@ -181,8 +191,9 @@ fn stage(refusal: Option<Refusal>) -> Stage {
         starts: Arc::clone(&starts),
         crashed: crashed.clone(),
         given: Arc::clone(&given),
+        numbers: Arc::clone(&numbers),
     };
-    Stage { client, dials, held, starts, crashed, given, relay: tokio::spawn(serve(ours, script)) }
+    Stage { client, dials, held, starts, crashed, given, numbers, relay: tokio::spawn(serve(ours, script)) }
 }
 
 impl Stage {
@@ -295,6 +306,33 @@ async fn what_a_container_is_given_is_known_before_its_client_knows_of_it() {
     let given = stage.given.lock().unwrap().clone();
     assert_eq!(given, [("c1".to_owned(), "/run/docker.sock".to_owned())]);
     stage.leave().await;
+}
+
+#[tokio::test]
+async fn numbers_that_were_chosen_are_the_containers_if_it_is_created_and_else_nobodys() {
+    let mut stage = stage(None);
+    let body = r#"{"HostConfig":{"PortBindings":{"80/tcp":[{"HostPort":""}]}}}"#;
+    let request = format!("POST /containers/create HTTP/1.1\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+    for (status, answer, whose) in
+        [("201 Created", r#"{"Id":"c1"}"#, "c1"), ("404 Not Found", "{}", "nobody")]
+    {
+        stage.client.write_all(request.as_bytes()).await.unwrap();
+        let mut engine = stage.dials.recv().await.unwrap();
+        expect(&mut engine, "POST").await;
+        let answer = format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\n\r\n{answer}", answer.len());
+        engine.write_all(answer.as_bytes()).await.unwrap();
+        expect(&mut stage.client, &answer).await;
+        // The next request is begun when this one is over.
+        stage.client.write_all(b"GET /_ping HTTP/1.1\r\n\r\n").await.unwrap();
+        expect(&mut stage.client, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nOK").await;
+        let numbers = std::mem::take(&mut *stage.numbers.lock().unwrap());
+        assert_eq!(numbers, [(whose.to_owned(), vec![20_000])]);
+    }
+    stage.client.write_all(request.as_bytes()).await.unwrap();
+    let _engine = stage.dials.recv().await.unwrap();
+    let numbers = Arc::clone(&stage.numbers);
+    stage.leave().await;
+    assert_eq!(*numbers.lock().unwrap(), [("nobody".to_owned(), vec![20_000])]);
 }
 
 #[tokio::test]

@@ -217,7 +217,9 @@ impl dormouse_docker_proxy::Engine for Behind {
         Mount::AsIs
     }
 
-    async fn created(&self, _: &str, _: Vec<Given>) {}
+    async fn created(&self, _: &str, _: Vec<Given>, _: Vec<u16>) {}
+
+    fn take_back(&self, _: &[u16]) {}
 
     fn restore(&self, _: &[u8]) -> Option<Vec<u8>> {
         None

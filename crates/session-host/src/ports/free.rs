@@ -29,20 +29,23 @@ impl FreePorts {
         Self { first: FIRST + block * BLOCK, next: 0, given: BTreeMap::new() }
     }
 
-    /// The next number that nobody has on this host, of those that are `unused` here.
+    /// The next number that nobody has on this host, of those that are `unused` here; one of another block if the session's own
+    /// has none.
     pub(super) fn next(&mut self, unused: impl Fn(u16) -> bool) -> Option<u16> {
+        let is_free = |port: &u16| unused(*port) && is_free(Ipv4Addr::UNSPECIFIED.into(), *port);
         for _ in 0..BLOCK {
             let port = self.first + self.next;
             self.next = (self.next + 1) % BLOCK;
-            if unused(port) && is_free(Ipv4Addr::UNSPECIFIED.into(), port) {
+            if is_free(&port) {
                 return Some(port);
             }
         }
-        None
+        (self.first + BLOCK..FIRST + BLOCKS * BLOCK).chain(FIRST..self.first).find(is_free)
     }
 
-    /// The next number of these that nobody has at this address, of those that are `unused` here. If there is none, the first:
-    /// whoever wants it is told at its start why it can't be had.
+    /// The next number of these that nobody has at this address, of those that are `unused` here. If there is none, one that
+    /// nobody has now: whose it is doesn't run. If there is none of these either, the first: whoever wants it is told at its
+    /// start why it can't be had.
     pub(super) fn among(
         &mut self,
         range: RangeInclusive<u16>,
@@ -54,8 +57,11 @@ impl FreePorts {
             Some(&given) if given < last => given + 1,
             _ => first,
         };
-        let mut in_turn = (after..=last).chain(first..after);
-        let port = in_turn.find(|port| unused(*port) && is_free(address, *port)).unwrap_or(first);
+        let in_turn = || (after..=last).chain(first..after);
+        let port = in_turn()
+            .find(|port| unused(*port) && is_free(address, *port))
+            .or_else(|| in_turn().find(|port| is_free(address, *port)))
+            .unwrap_or(first);
         if self.given.len() >= RANGES_MAX {
             self.given.clear();
         }
@@ -84,6 +90,9 @@ mod tests {
         assert!(round.len() > usize::from(BLOCK / 2), "{round:?}");
         assert!(round.iter().all(|port| (FIRST..32_768).contains(port)));
         assert_eq!(free.next(|_| false), None);
+        let others = |port| !(free.first..free.first + BLOCK).contains(&port);
+        let other = FreePorts::new(u64::from(std::process::id())).next(others).unwrap();
+        assert!(others(other) && (FIRST..FIRST + BLOCKS * BLOCK).contains(&other), "{other}");
     }
 
     #[test]
@@ -102,7 +111,9 @@ mod tests {
         assert_eq!([given(), given(), given()], [first, first + 2, first]);
         drop(taken);
         assert_eq!(given(), first + 1);
-        assert_eq!(free.among(range, local, |_| false), first, "with none to give it is the first");
-        assert_eq!(free.among(9..=9, local, |_| false), 9);
+        assert_eq!(free.among(range, local, |_| false), first + 2, "whose it is doesn't run");
+        let taken = TcpListener::bind((local, first)).unwrap();
+        assert_eq!(free.among(first..=first, local, |_| true), first, "with none to give it is the first");
+        drop(taken);
     }
 }

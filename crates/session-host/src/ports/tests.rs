@@ -17,12 +17,14 @@ pub(crate) struct Engine {
     pub(crate) address: &'static str,
     /// Its own address in the guest.
     pub(crate) own_address: &'static str,
+    /// It was removed.
+    pub(crate) gone: bool,
 }
 
 impl Engine {
     pub(crate) fn tcp(port: u16) -> Self {
         let (policy, protocol, own_address) = ("no", "tcp", "172.17.0.2");
-        Self { running: false, policy, port, protocol, address: "", own_address }
+        Self { running: false, policy, port, protocol, address: "", own_address, gone: false }
     }
 
     pub(crate) fn running(mut self) -> Self {
@@ -55,7 +57,8 @@ impl Engine {
                     "200 OK",
                     format!(r#"[{{"Id":"c1","Ports":[{{"PublicPort":{}}}]}},{{"Id":"c2"}}]"#, self.port),
                 ),
-                "/containers/json" => ("200 OK", "[]".to_owned()),
+                "/containers/json?all=1" if !self.gone => ("200 OK", r#"[{"Id":"c1"}]"#.to_owned()),
+                "/containers/json" | "/containers/json?all=1" => ("200 OK", "[]".to_owned()),
                 "/containers/web/json" | "/containers/c1/json" => ("200 OK", self.container()),
                 _ => ("404 Not Found", "{}".to_owned()),
             };
@@ -66,7 +69,7 @@ impl Engine {
     }
 
     fn container(&self) -> String {
-        let Self { running, policy, port, protocol, address, own_address } = self;
+        let Self { running, policy, port, protocol, address, own_address, gone: _ } = self;
         let bound = if *running {
             let bound = if address.is_empty() { "0.0.0.0" } else { address };
             format!(r#"{{"80/{protocol}":[{{"HostIp":"{bound}","HostPort":"{port}"}}]}}"#)
@@ -177,6 +180,56 @@ fn a_number_that_is_roots_comes_with_a_hint() {
         "{}",
         refusal.message
     );
+}
+
+#[tokio::test]
+async fn a_number_is_its_containers_while_that_is_stopped_and_free_when_it_is_gone() {
+    let any = || AnyPort { address: None, among: None };
+    let folder = tempfile::tempdir().unwrap();
+    let host = || Ports::load(folder.path(), 77, HERE, Vec::new());
+    let number = host().free(any()).unwrap();
+    assert_eq!(host().free(any()), Some(number), "nobody has it yet");
+    host().created("c1", vec![number]);
+    let stopped = Engine::tcp(number);
+    for _ in 0..2 {
+        let host = host();
+        let other = host.free(any()).unwrap();
+        assert_ne!(other, number);
+        let among = AnyPort { address: None, among: Some(number..=other) };
+        assert!(host.free(among).is_some_and(|among| among != number), "{number} {other}");
+        stopped.compared(&host).await;
+    }
+    let gone = Engine { gone: true, ..stopped };
+    gone.compared(&host()).await;
+    assert_eq!(host().free(any()), Some(number));
+}
+
+#[tokio::test]
+async fn a_number_is_promised_to_who_is_being_created_until_that_fails() {
+    let ports = new();
+    let number = ports.free(AnyPort { address: None, among: Some(31_990..=31_999) }).unwrap();
+    let only = || ports.free(AnyPort { address: None, among: Some(number..=number + 1) });
+    let other = only().unwrap();
+    assert_ne!(other, number);
+    ports.take_back(&[number, other]);
+    assert_eq!(only(), Some(number));
+}
+
+#[tokio::test]
+async fn a_container_that_is_created_while_the_engine_is_asked_keeps_its_numbers() {
+    let folder = tempfile::tempdir().unwrap();
+    let ports = Ports::load(folder.path(), 1, HERE, Vec::new());
+    let engine = Engine { gone: true, ..Engine::tcp(free()) };
+    ports.created("c1", vec![1]);
+    let dials = std::sync::atomic::AtomicUsize::new(0);
+    let dial = || {
+        if dials.fetch_add(1, std::sync::atomic::Ordering::Relaxed) == 1 {
+            ports.created("c2", vec![2]);
+        }
+        engine.clone().dial()
+    };
+    ports.compare(dial).await;
+    assert_eq!(ports.table().numbers.ids(), ["c2".to_owned()].into());
 }
 
 #[tokio::test]

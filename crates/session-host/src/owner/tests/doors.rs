@@ -201,8 +201,8 @@ async fn a_port_of_a_running_container_that_cant_be_had_is_told_of_once() {
 
 #[tokio::test]
 async fn both_protocols_pass_through_doors_of_an_ipv6_address() {
-    let number = std::net::TcpListener::bind("[::1]:0").expect("this machine has ::1");
-    let number = number.local_addr().unwrap().port();
+    let free = || std::net::TcpListener::bind("[::1]:0").expect("this machine has ::1").local_addr();
+    let number = free().unwrap().port();
     for protocol in ["tcp", "udp"] {
         let engine = Engine { address: "::1", protocol, ..Engine::tcp(number).running() };
         let mut stage = Stage::new();

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use dormouse_agent_proto::{BUSY_DIR, Target};
 use dormouse_api::link::HostSettings;
-use dormouse_api::{Phase, SessionState};
+use dormouse_api::{Phase, SessionInfo, SessionState};
 use dormouse_docker_proxy::{
     Answer, AnyPort, Bind, Class, Engine, Given, Mount, Refusal, RequestHead, path_of, started_by,
 };
@@ -34,6 +34,9 @@ const ANSWER_BYTES_MAX: usize = 16 * 1024 * 1024;
 
 /// Longest name of an image that the engine is asked about, in bytes: a registry's, 255, a digest's.
 const IMAGE_NAME_MAX: usize = 1024;
+
+/// A sleep that takes longer is no longer waited for by who only looks.
+const SLEPT_WITHIN: Duration = Duration::from_secs(30);
 
 /// How long the engine may take to say which ports an image names.
 const EXPOSED_WITHIN: Duration = Duration::from_secs(10);
@@ -98,21 +101,30 @@ impl Engine for SessionEngine {
     type Lease = RequestLease;
 
     async fn answer(&self, request: &RequestHead, class: Class) -> Result<Option<Answer>, Refusal> {
+        if class == Class::Reads {
+            self.face.asleep.asked(request);
+            // What a sleep waits for can't wait for the sleep.
+            if self.policy == Policy::Acquire {
+                self.sleep_is_over().await;
+            }
+        }
         let watched = self.owner.info();
         let (state, phase, generation) = {
             let info = watched.borrow();
             (info.state, info.vm.phase, info.vm.generation)
         };
-        if class == Class::Events && request.is_http_1_1 && state == SessionState::Running {
-            return self.face.events.answer(&request.target, self.face.asleep.engine(), watched);
-        }
-        if class != Class::Reads {
+        if state != SessionState::Running {
             return Ok(None);
         }
-        self.face.asleep.asked(request);
-        let sleeps = phase == Phase::Absent && state == SessionState::Running;
-        let answer = sleeps.then(|| self.face.asleep.answer(request, generation)).flatten();
-        Ok(answer.map(Answer::Whole))
+        match (class, phase) {
+            (Class::Events, _) if request.is_http_1_1 => {
+                self.face.events.answer(&request.target, self.face.asleep.engine(), watched)
+            }
+            (Class::Reads, Phase::Absent) => {
+                Ok(self.face.asleep.answer(request, generation).map(Answer::Whole))
+            }
+            _ => Ok(None),
+        }
     }
 
     async fn lease(&self, request: &RequestHead, class: Class) -> Result<RequestLease, Refusal> {
@@ -188,6 +200,17 @@ impl Engine for SessionEngine {
 }
 
 impl SessionEngine {
+    /// Waits while the engine is asked whether the VM may sleep, and while it is put to sleep. Whoever only looks is answered
+    /// from what is kept then: a lease would put the sleep off, or end it.
+    async fn sleep_is_over(&self) {
+        let is_over = |info: &SessionInfo| match info.vm.phase {
+            Phase::Counting | Phase::Committed | Phase::Stopping => info.state != SessionState::Running,
+            Phase::Absent | Phase::Starting | Phase::Running | Phase::Dozing => true,
+        };
+        let mut info = self.owner.info();
+        let _late = timeout(SLEPT_WITHIN, info.wait_for(is_over)).await;
+    }
+
     /// Hooks may forbid the start of a container; what a hook itself starts isn't asked about.
     async fn ask_hooks(&self, lease: &HeldLease, container: &str) -> Result<(), Refusal> {
         if self.policy == Policy::ExistingOnly {

@@ -24,7 +24,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::control;
-use crate::docker::Face;
+use crate::docker::{Face, SessionEngine};
 use crate::hooks::{self, Job, Jobs, Verdict};
 use crate::host::Served;
 use crate::lease::Refused;
@@ -295,6 +295,12 @@ impl Stage {
             policy: Policy::Acquire,
             end: CancellationToken::new(),
         }
+    }
+
+    /// The engine as a client of this kind sees it.
+    pub(super) fn engine(&self, policy: Policy) -> SessionEngine {
+        let Served { owner, face, client, .. } = self.served();
+        SessionEngine { owner, face, client, policy }
     }
 
     /// A connection to the control socket.

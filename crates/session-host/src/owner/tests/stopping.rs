@@ -1,10 +1,12 @@
 //! A sleep under way, and what comes in its way.
 
 use dormouse_api::{Phase, SessionState, SleepAnswer, TerminationReason};
+use dormouse_docker_proxy::{Class, Engine, parse_request};
 use dormouse_lifecycle::{
     AfterFailure, Ask, Census, Config, Event, Exit, Grace, LastVm, Policy, SleepHow, StartHow, Then,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::time::timeout;
 
 use super::stage::{Call, Guest, Hooked, Stage, granted, pass, refused, seconds, took};
 use crate::owner::Message;
@@ -34,6 +36,29 @@ async fn stopping(stage: &mut Stage) -> (Guest, Ask) {
     let Call::ShutDown(ask) = stage.call().await else { panic!("it is shut down") };
     assert_eq!(stage.phase().await, Phase::Stopping);
     (guest, ask)
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_only_looks_while_a_vm_falls_asleep_calls_nothing_off_and_wakes_nothing() {
+    let mut stage = Stage::new();
+    let (_guest, count) = counting(&mut stage).await;
+    let list = parse_request("GET /containers/json HTTP/1.1\r\n\r\n".into()).unwrap();
+    let (engine, hook) = (stage.engine(Policy::Acquire), stage.engine(Policy::ExistingOnly));
+    let looking = tokio::spawn(async move { engine.answer(&list, Class::Reads).await });
+    stage.is_quiet_for(seconds(1)).await;
+    assert_eq!(stage.phase().await, Phase::Counting, "the count goes on");
+    stage.counted(count, Census::default());
+    let Call::ShutDown(_) = stage.call().await else { panic!("it is shut down") };
+    stage.is_quiet_for(seconds(1)).await;
+    assert!(!looking.is_finished(), "a lease would start the next VM");
+    // A hook may be what the sleep waits for.
+    let list = parse_request("GET /containers/json HTTP/1.1\r\n\r\n".into()).unwrap();
+    assert!(hook.answer(&list, Class::Reads).await.unwrap().is_none());
+    assert_eq!(stage.phase().await, Phase::Stopping);
+    stage.exits(1, Exit::GuestShutdown);
+    let answer = timeout(seconds(1), looking).await.expect("the sleep is over").unwrap();
+    assert!(answer.unwrap().is_none(), "this engine was asked nothing before its sleep");
+    assert_eq!(stage.phase().await, Phase::Absent);
 }
 
 #[tokio::test(start_paused = true)]

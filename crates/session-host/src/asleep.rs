@@ -95,7 +95,8 @@ struct Shared {
 #[derive(Debug, Default)]
 struct Memory {
     asked: BTreeMap<Question, Instant>,
-    versions: BTreeSet<String>,
+    /// Versions of the API, and when each was last spoken.
+    versions: BTreeMap<String, Instant>,
     /// Captured in a sleep that isn't over.
     captured: Option<Arc<Answers>>,
     /// Of the latest sleep that went in order.
@@ -112,7 +113,8 @@ impl Asleep {
         let sealed = read(&shared.sealed_path()).ok().and_then(|bytes| Answers::from_bytes(&bytes));
         if let Some(sealed) = sealed {
             let now = Instant::now();
-            memory.versions = sealed.kept.keys().filter_map(|question| version(&question.target)).collect();
+            let versions = sealed.kept.keys().filter_map(|question| version(&question.target));
+            memory.versions = versions.map(|version| (version, now)).collect();
             memory.asked = sealed.kept.keys().map(|question| (question.clone(), now)).collect();
             memory.sealed = Some(Arc::new(sealed));
         }
@@ -142,18 +144,17 @@ impl Asleep {
         let mut memory = self.memory();
         memory.asked.insert(Question::new(&request.method, &request.target), Instant::now());
         if memory.asked.len() > QUESTIONS_MAX {
-            let oldest = memory.asked.iter().min_by_key(|(_, at)| **at).map(|(question, _)| question.clone());
-            if let Some(oldest) = oldest {
-                memory.asked.remove(&oldest);
-            }
+            forget_oldest(&mut memory.asked);
         }
     }
 
     /// Remembers in which version of the API this was asked, whatever it was: who runs a container lists it next.
     pub(crate) fn spoken(&self, target: &str) {
+        let Some(version) = version(target) else { return };
         let mut memory = self.memory();
-        if memory.versions.len() < VERSIONS_MAX {
-            memory.versions.extend(version(target));
+        memory.versions.insert(version, Instant::now());
+        if memory.versions.len() > VERSIONS_MAX {
+            forget_oldest(&mut memory.versions);
         }
     }
 
@@ -224,7 +225,7 @@ impl Asleep {
         // Before anybody has come, the newest: it is what a client speaks that is no older than the engine.
         let newest = self.shared.engine.iter().map(|engine| format!("/v{}", engine.api));
         let newest: Vec<_> = newest.filter(|_| memory.versions.is_empty()).collect();
-        for version in memory.versions.iter().chain(&newest) {
+        for version in memory.versions.keys().chain(&newest) {
             let fixed = FIXED.iter().map(|(method, path)| Question::new(method, &format!("{version}{path}")));
             questions.extend(fixed);
         }
@@ -245,6 +246,12 @@ impl Shared {
 
     fn captured_path(&self) -> PathBuf {
         self.folder.join("asleep.json.new")
+    }
+}
+
+fn forget_oldest<T: Clone + Ord>(times: &mut BTreeMap<T, Instant>) {
+    if let Some(oldest) = times.iter().min_by_key(|(_, at)| **at).map(|(one, _)| one.clone()) {
+        times.remove(&oldest);
     }
 }
 

@@ -149,7 +149,7 @@ async fn that_there_is_no_swarm_is_kept_and_no_other_failure_is() {
     assert!(matches!(&kept, [Some(swarm), None, None] if swarm.starts_with("HTTP/1.1 503 ")), "{kept:?}");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn lists_are_kept_before_anybody_asked_for_one_in_the_version_that_clients_spoke() {
     let folder = tempfile::tempdir().unwrap();
     let engine = EngineFacts { version: "26.1.5".into(), api: "1.45".into(), kernel: "6.12".into() };
@@ -162,6 +162,14 @@ async fn lists_are_kept_before_anybody_asked_for_one_in_the_version_that_clients
     Engine::default().captured_by(&asleep, 2).await;
     asleep.seal(2);
     assert!(asks(&asleep, "GET /v1.44/info", 2).is_some());
+    // Of many, those that were spoken last.
+    for version in 30..40 {
+        tokio::time::advance(Duration::from_secs(1)).await;
+        asleep.spoken(&format!("/v1.{version}/containers/create"));
+    }
+    Engine::default().captured_by(&asleep, 3).await;
+    asleep.seal(3);
+    assert!(asks(&asleep, "GET /v1.39/info", 3).is_some() && asks(&asleep, "GET /v1.44/info", 3).is_none());
 }
 
 #[tokio::test]

@@ -181,6 +181,9 @@ pub(super) struct Listed {
     pub(super) names: Vec<String>,
     #[serde(default)]
     pub(super) labels: Option<BTreeMap<String, String>>,
+    /// As `docker ps` prints it.
+    #[serde(default)]
+    pub(super) status: String,
 }
 
 /// Asks the engine for the containers that run.

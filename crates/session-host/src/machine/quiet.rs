@@ -37,8 +37,17 @@ const IGNORED: (&str, &str) = ("dormouse.idle", "ignore");
 /// Why a container isn't quiet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Busy {
-    Cpu { container: String },
-    Connection { container: String, far: String },
+    Cpu {
+        container: String,
+    },
+    /// Somebody may be waiting for it to be healthy, who would wait for ever while it sleeps.
+    Checked {
+        container: String,
+    },
+    Connection {
+        container: String,
+        far: String,
+    },
     Mark(String),
 }
 
@@ -46,6 +55,9 @@ impl Busy {
     fn claimant(&self) -> Claimant {
         let (owner, reason) = match self {
             Self::Cpu { container } => (format!("container {container}"), "it uses the CPU".to_owned()),
+            Self::Checked { container } => {
+                (format!("container {container}"), "its health isn't known yet".to_owned())
+            }
             Self::Connection { container, far } => {
                 (format!("container {container}"), format!("it is connected to {far}"))
             }
@@ -70,22 +82,28 @@ struct Judge {
 struct Known {
     name: String,
     is_ignored: bool,
+    /// Its health check has not said yet how it is.
+    is_checked: bool,
 }
 
+/// What the engine puts into the status of such a container.
+const CHECKED: &str = "(health: starting)";
+
 impl Judge {
-    /// Is there a container that nothing is known of?
+    /// Is there a container that nothing is known of, or of which more is to be known soon?
     fn has_strangers(&self, activity: &Activity) -> bool {
-        !activity.containers.iter().all(|container| self.known.contains_key(&container.id))
+        let is_known = |id| self.known.get(id).is_some_and(|known| !known.is_checked);
+        !activity.containers.iter().all(|container| is_known(&container.id))
     }
 
     /// Takes in what the engine lists. A container is looked at before that, when it is being started.
     fn learn(&mut self, listed: Vec<Listed>) {
-        let listed = listed.into_iter().map(|Listed { id, names, labels }| {
+        let listed = listed.into_iter().map(|Listed { id, names, labels, status }| {
             let name =
                 names.first().map_or_else(|| short(&id), |name| name.trim_start_matches('/').to_owned());
             let is_ignored =
                 labels.unwrap_or_default().get(IGNORED.0).is_some_and(|value| value == IGNORED.1);
-            (id, Known { name, is_ignored })
+            (id, Known { name, is_ignored, is_checked: status.contains(CHECKED) })
         });
         self.known = listed.collect();
     }
@@ -108,6 +126,9 @@ impl Judge {
         let by_container = activity.containers.iter().find_map(|container| {
             let name = match self.known.get(&container.id) {
                 Some(Known { is_ignored: true, .. }) => return None,
+                Some(Known { is_checked: true, name, .. }) => {
+                    return Some(Busy::Checked { container: name.clone() });
+                }
                 Some(known) => known.name.clone(),
                 None => short(&container.id),
             };
@@ -213,12 +234,32 @@ mod tests {
         ContainerActivity { id: id.to_owned(), cpu_micros, connection: connection.map(str::to_owned) }
     }
 
+    fn listed(labels: &[(&str, &str)], status: &str) -> Vec<Listed> {
+        let labels = labels.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        let (names, labels, status) = (vec!["/web".to_owned()], Some(labels), status.to_owned());
+        vec![Listed { id: "c1".to_owned(), names, labels, status }]
+    }
+
     fn judge(labels: &[(&str, &str)]) -> Judge {
         let mut judge = Judge::default();
-        let labels = labels.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-        let listed = Listed { id: "c1".to_owned(), names: vec!["/web".to_owned()], labels: Some(labels) };
-        judge.learn(vec![listed]);
+        judge.learn(listed(labels, "Up 2 minutes"));
         judge
+    }
+
+    #[test]
+    fn a_container_holds_until_its_health_is_known() {
+        let mut judge = Judge::default();
+        let look = |judge: &mut Judge| {
+            let containers = vec![container("c1", 0, None)];
+            let activity = Activity { uptime_nanos: SECOND, containers, mark: None };
+            (judge.has_strangers(&activity), judge.look(activity))
+        };
+        judge.learn(listed(&[], "Up 2 seconds (health: starting)"));
+        assert_eq!(look(&mut judge), (true, Some(Busy::Checked { container: "web".to_owned() })));
+        judge.learn(listed(&[], "Up 9 seconds (unhealthy)"));
+        assert_eq!(look(&mut judge), (false, None));
+        judge.learn(listed(&[("dormouse.idle", "ignore")], "Up 2 seconds (health: starting)"));
+        assert_eq!(look(&mut judge).1, None);
     }
 
     #[test]

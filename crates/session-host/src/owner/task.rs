@@ -589,7 +589,10 @@ impl<M: Machines> Task<M> {
     }
 
     fn record(&mut self, record: &Record) {
-        if let Record::Slept { generation, trouble: None, .. } = record {
+        // Of a disk that goes with its VM nothing is left to tell of.
+        if let Record::Slept { generation, trouble: None, .. } = record
+            && !self.facts.settings.ephemeral
+        {
             self.facts.face.asleep.seal(generation.0);
         }
         match record {

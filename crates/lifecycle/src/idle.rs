@@ -100,11 +100,10 @@ impl Session {
                     return self.rest(step, looked);
                 }
                 (Rest::Looked { since, deadline, then }, Holding::Nothing) => {
-                    let is_over = deadline.is_some_and(|deadline| deadline <= step.now);
-                    let idle = Rest::Idle { since: *since, deadline: *deadline };
-                    return match *then {
-                        then if is_over => self.look_away(step, then),
-                        _ => self.rest(step, idle),
+                    let (since, deadline, then) = (*since, *deadline, *then);
+                    return match deadline {
+                        Some(end) if end <= step.now => self.look_away(step, then),
+                        _ => self.rest(step, Rest::Idle { since, deadline }),
                     };
                 }
                 (Rest::Busy, holding) => holding != Holding::Used && !flaw!(self, H18),

@@ -104,7 +104,8 @@ struct Memory {
 }
 
 impl Asleep {
-    /// Answers that an earlier host left in the session's folder, of a VM whose memory is kept in `store`. What can't be read is as good as none.
+    /// Answers that an earlier host left in the session's folder, of a VM whose memory is kept in `store`. What can't be read
+    /// is as good as none.
     #[must_use]
     pub fn load(folder: &Path, store: &Path, enabled: bool, engine: Option<EngineFacts>) -> Self {
         let (folder, store, memory) = (folder.to_owned(), store.to_owned(), Mutex::new(Memory::default()));

@@ -9,6 +9,7 @@
 //! The guest can be reached through a [`Lease`] only.
 
 pub mod asleep;
+mod by_container;
 mod clock;
 mod control;
 mod docker;

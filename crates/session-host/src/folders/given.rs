@@ -4,16 +4,13 @@
 //! counts is written down here when a container is created through the session's socket, before its client hears of it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
-use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard};
 
 use dormouse_folders::{Missing, Share};
 use serde::{Deserialize, Serialize};
 
-/// Version of the file's format.
-const FORMAT: u32 = 1;
+use crate::by_container;
 
 /// Name of the file in a session's folder.
 const FILE: &str = "folders.json";
@@ -46,21 +43,12 @@ pub(super) struct Given {
     containers: Mutex<BTreeMap<String, Vec<Gift>>>,
 }
 
-#[derive(Debug, Serialize, Deserialize)]
-struct File {
-    format: u32,
-    containers: BTreeMap<String, Vec<Gift>>,
-}
-
 impl Given {
     /// As it lies in the session's folder. A file that makes no sense gives nobody anything.
     pub(super) fn load(folder: &Path) -> Self {
         let path = folder.join(FILE);
-        let mut bytes = Vec::new();
-        let read = fs::File::open(&path).and_then(|file| file.take(BYTES_MAX).read_to_end(&mut bytes));
-        let file = read.ok().and_then(|_| serde_json::from_slice::<File>(&bytes).ok());
-        let containers = file.filter(|file| file.format == FORMAT).map(|file| file.containers);
-        Self { path, containers: Mutex::new(containers.unwrap_or_default()) }
+        let containers = by_container::read(&path, BYTES_MAX);
+        Self { path, containers: Mutex::new(containers) }
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -96,13 +84,7 @@ impl Given {
     }
 
     fn write(&self, containers: &BTreeMap<String, Vec<Gift>>) {
-        let write = || -> io::Result<()> {
-            let beside = self.path.with_extension("json.new");
-            let file = File { format: FORMAT, containers: containers.clone() };
-            fs::write(&beside, serde_json::to_vec(&file)?)?;
-            fs::rename(&beside, &self.path)
-        };
-        if let Err(error) = write() {
+        if let Err(error) = by_container::write(&self.path, containers) {
             tracing::error!(%error, "which folders containers have can't be written down");
         }
     }
@@ -114,6 +96,8 @@ impl Given {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use dormouse_folders::Access;
 
     use super::*;

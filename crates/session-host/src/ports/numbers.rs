@@ -2,14 +2,9 @@
 //! lie in the session's folder until it is gone.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
-use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use serde::{Deserialize, Serialize};
-
-/// Version of the file's format.
-const FORMAT: u32 = 1;
+use crate::by_container;
 
 /// Name of the file in a session's folder.
 const FILE: &str = "numbers.json";
@@ -33,21 +28,12 @@ pub(super) struct Numbers {
     promised: Vec<u16>,
 }
 
-#[derive(Debug, Serialize, Deserialize)]
-struct File {
-    format: u32,
-    containers: BTreeMap<String, Vec<u16>>,
-}
-
 impl Numbers {
     /// As they lie in the session's folder. A file that makes no sense is as good as none.
     pub(super) fn load(folder: &Path) -> Self {
         let path = folder.join(FILE);
-        let mut bytes = Vec::new();
-        let read = fs::File::open(&path).and_then(|file| file.take(BYTES_MAX).read_to_end(&mut bytes));
-        let file = read.ok().and_then(|_| serde_json::from_slice::<File>(&bytes).ok());
-        let containers = file.filter(|file| file.format == FORMAT).map(|file| file.containers);
-        Self { path, containers: containers.unwrap_or_default(), promised: Vec::new() }
+        let containers = by_container::read(&path, BYTES_MAX);
+        Self { path, containers, promised: Vec::new() }
     }
 
     /// All that are given.
@@ -99,13 +85,7 @@ impl Numbers {
     }
 
     fn write(&self) {
-        let write = || -> io::Result<()> {
-            let beside = self.path.with_extension("json.new");
-            let file = File { format: FORMAT, containers: self.containers.clone() };
-            fs::write(&beside, serde_json::to_vec(&file)?)?;
-            fs::rename(&beside, &self.path)
-        };
-        if let Err(error) = write() {
+        if let Err(error) = by_container::write(&self.path, &self.containers) {
             tracing::warn!(%error, "which ports containers have can't be written down");
         }
     }
@@ -113,6 +93,8 @@ impl Numbers {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     fn all(numbers: &Numbers) -> Vec<u16> {

@@ -557,7 +557,7 @@ async fn a_dead_client_of_a_silent_stream_holds_nothing_for_long() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_client_that_dies_in_a_stream_has_its_last_bytes_read_and_holds_nothing_a_second_later() {
     let mut stage = stage(None);
     let answer = "HTTP/1.1 101 UPGRADED\r\n\r\n";

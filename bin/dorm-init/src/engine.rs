@@ -25,7 +25,7 @@ use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::steps::Steps;
-use crate::{console, fixed};
+use crate::{console, fixed, limits};
 
 /// The engine's API socket.
 pub(crate) const SOCKET: &str = "/run/docker.sock";
@@ -186,6 +186,7 @@ impl Program {
     fn start(command: &mut Command) -> Result<Self> {
         let name = command.as_std().get_program().to_string_lossy().into_owned();
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).process_group(0);
+        limits::lower_for(command.as_std_mut());
         let mut child = command.spawn().with_context(|| format!("can't start {name}"))?;
         let last_words = Arc::new(Mutex::new(VecDeque::new()));
         if let Some(stderr) = child.stderr.take() {

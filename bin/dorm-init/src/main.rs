@@ -33,6 +33,7 @@ mod engine;
 mod fixed;
 mod freeze;
 mod identity;
+mod limits;
 mod mounts;
 mod network;
 mod parameters;

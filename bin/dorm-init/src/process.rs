@@ -20,6 +20,8 @@ use tokio::process::{Child, Command};
 use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 
+use crate::limits;
+
 /// How long a process whose client is gone has between SIGHUP and SIGKILL.
 const HANG_UP_WITHIN: Duration = Duration::from_secs(10);
 
@@ -113,6 +115,7 @@ fn start(wish: &RunProcess) -> Result<Started, Failure> {
         })?;
         command.uid(uid).gid(gid);
     }
+    limits::lower_for(command.as_std_mut());
     let failed = |error: std::io::Error| Failure {
         code: if error.kind() == std::io::ErrorKind::NotFound {
             FailureCode::NotFound

@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use rustix::process::{Pid, WaitOptions, wait};
 use rustix::system::{RebootCommand, reboot};
 
-use crate::{console, mounts};
+use crate::{console, limits, mounts};
 
 /// Mounts the root, starts the process that serves, and reaps orphans until it ends. Returns only on failure.
 pub(crate) fn run() -> Result<()> {
@@ -25,6 +25,7 @@ pub(crate) fn run() -> Result<()> {
 }
 
 fn start() -> Result<Pid> {
+    limits::set().context("can't set limits")?;
     mounts::mount_kernel()?;
     mounts::load_modules("/modules")?;
     mounts::switch_root()?;

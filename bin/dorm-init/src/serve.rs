@@ -15,7 +15,7 @@ use crate::freeze::Freezer;
 use crate::parameters::Parameters;
 use crate::process::Processes;
 use crate::steps::Steps;
-use crate::{console, disk, mounts, network, port};
+use crate::{console, disk, limits, mounts, network, port};
 
 /// A guest that no host has asked for so long ends itself, so that nothing is orphaned for ever. Guest time: a VM that
 /// is suspended doesn't age.
@@ -24,6 +24,7 @@ const LONELY_AFTER: Duration = Duration::from_secs(10 * 60);
 /// Brings the guest up and serves until somebody says power off.
 pub(crate) fn run() -> Result<()> {
     console::hear_libraries();
+    limits::raise()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(serve())
 }

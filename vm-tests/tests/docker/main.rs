@@ -46,6 +46,11 @@ async fn docker_clients_can_not_tell_a_session_from_an_engine_but_that_it_sleeps
     let session = stage.create(3600).await?;
     stage.load_busybox(&session).await?;
 
+    let files = ["run", "--rm", "busybox", "sh", "-c", "ulimit -n; ulimit -Hn"];
+    ensure!(
+        stage.succeed(&session, &files).await? == "1024\n524288\n",
+        "as many files as with systemd on a host"
+    );
     host_paths_are_refused_and_the_engines_socket_is_there(&stage, &session).await?;
     ports::ports_are_published_on_the_host(&stage, &session).await?;
     ports::datagrams_are_forwarded(&stage, &session).await?;

@@ -122,6 +122,7 @@ async fn a_sessions_life_goes_as_promised_whatever_happens_to_it() -> Result<()>
     a_crash_while_hooks_are_told_is_a_sleep(&play).await?;
     hooks_that_fail_or_hang_hold_up_nothing_for_ever(&play).await?;
     hooks_forbid_the_start_of_a_container_wherever_it_comes_from(&play).await?;
+    containers_of_an_engine_that_died_and_came_back_hold_and_let_go(&play).await?;
     whoever_wakes_a_vm_that_lost_its_snapshot_is_told(&play).await?;
     terminate_wins_over_a_sleep_that_is_under_way(&play).await?;
     terminate_wins_over_a_sleep_that_nobody_asked_for(&play).await
@@ -338,6 +339,30 @@ async fn hooks_forbid_the_start_of_a_container_wherever_it_comes_from(play: &Pla
     play.unflag("veto")?;
     // An engine that boots would start it again.
     stage.succeed(session, &["rm", "--force", "again"]).await?;
+    Ok(())
+}
+
+async fn containers_of_an_engine_that_died_and_came_back_hold_and_let_go(play: &Play) -> Result<()> {
+    let Play { stage, session } = play;
+    play.set_idle_timeout(IdleTimeout::Never).await?;
+    let before = play.use_it().await?.vm.generation;
+    let mut killing = tokio::process::Command::new(program("dorm"));
+    killing.args(["session", "run", "sh", "-c", "kill -9 $(cat /run/docker.pid)"]);
+    let killed = killing.env("DORM_HOME", stage.home()).output().await?;
+    ensure!(killed.status.success(), "{killed:?}");
+    let back = async {
+        let again = ["run", "--detach", "--rm", "--name", "again", "busybox", "sleep", "1000"];
+        while !stage.run(session, &again).await?.status.success() {
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+        anyhow::Ok(())
+    };
+    tokio::time::timeout(Duration::from_secs(120), back).await.context("the engine does not come back")??;
+    held_by(session, HoldKind::Container).await?;
+    stage.succeed(session, &["kill", "again"]).await?;
+    play.set_idle_timeout(IdleTimeout::Seconds(1)).await?;
+    let asleep = becomes(session, "absent").await?;
+    ensure!(asleep.vm.generation == before, "{asleep:?}");
     Ok(())
 }
 

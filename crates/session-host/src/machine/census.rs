@@ -1,6 +1,7 @@
 //! What runs in a guest, as its engine counts it.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::time::Duration;
 
 use dormouse_agent_proto::Target;
@@ -21,6 +22,9 @@ const EXECS_WITHIN: Duration = Duration::from_secs(15);
 
 /// How often it is asked that, while some do, whatever else happens: health checks may never be quiet for so long.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
+
+/// How long to wait before an engine whose events can't be heard is asked for them again.
+const AGAIN_AFTER: Duration = Duration::from_millis(200);
 
 /// How long the engine may take to describe a container.
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
@@ -211,52 +215,55 @@ pub(crate) async fn engine_answer(agent: &Agent, path: &str) -> Result<Vec<u8>, 
     Ok(answer.split_off(head + 4))
 }
 
-/// Recounts whenever the engine says that something happened to a container, and tells what it says. Ends with the
-/// engine's stream: the count before a sleep is asked for anew in any case.
+/// Recounts whenever the engine says that something happened to a container, and tells what it says, until it is aborted.
 pub(super) async fn follow_containers(agent: Agent, inbox: Inbox, generation: Generation) {
-    let request = format!("GET /events?filters={} HTTP/1.0\r\nHost: docker\r\n\r\n", EventReader::FILTERS);
     loop {
-        let Ok(mut stream) = agent.dial(Target::Engine).await else { return };
-        if stream.write_all(request.as_bytes()).await.is_err() {
-            return;
+        if let Err(error) = listen(&agent, &inbox, generation).await {
+            tracing::debug!(%error, "the engine's events can't be heard now");
         }
-        let mut reader = EventReader::default();
-        let mut buffer = [0; 16 * 1024];
-        let mut execs_are_known = false;
-        // The first bytes are the answer's head: what is asked then makes up for what happened before the subscription.
-        let mut look = tokio::time::interval(LOOK_EVERY);
-        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        loop {
-            let events = tokio::select! {
-                read = stream.read(&mut buffer) => match read {
-                    Ok(count @ 1..) => reader.read(&buffer[..count]),
-                    Ok(0) | Err(_) => break,
-                },
-                _ = look.tick(), if reader.running_execs() > 0 => {
-                    if let Ok(Ok(execs)) = timeout(EXECS_WITHIN, all_running_execs(&agent)).await {
-                        reader.looked(execs);
-                    }
-                    Vec::new()
+        // It was restarted, which may take it seconds, or there was no stream to be had.
+        tokio::time::sleep(AGAIN_AFTER).await;
+    }
+}
+
+/// Does so as long as the engine's stream of events lasts.
+async fn listen(agent: &Agent, inbox: &Inbox, generation: Generation) -> io::Result<()> {
+    let request = format!("GET /events?filters={} HTTP/1.0\r\nHost: docker\r\n\r\n", EventReader::FILTERS);
+    let mut stream = agent.dial(Target::Engine).await.map_err(io::Error::other)?;
+    stream.write_all(request.as_bytes()).await?;
+    let mut reader = EventReader::default();
+    let mut buffer = vec![0; 16 * 1024];
+    let mut execs_are_known = false;
+    let mut look = tokio::time::interval(LOOK_EVERY);
+    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        let events = tokio::select! {
+            // The first bytes are the answer's head: what is asked then makes up for what happened before the subscription.
+            count = stream.read(&mut buffer) => match count? {
+                0 => return Ok(()),
+                count => reader.read(&buffer[..count]),
+            },
+            _ = look.tick(), if reader.running_execs() > 0 => {
+                if let Ok(Ok(execs)) = timeout(EXECS_WITHIN, all_running_execs(agent)).await {
+                    reader.looked(execs);
                 }
-            };
-            while let Some(container) = reader.unasked() {
-                let check = health_check(&agent, &container).await;
-                reader.learn(container, check);
+                Vec::new()
             }
-            if !execs_are_known && let Ok(Ok(execs)) = timeout(EXECS_WITHIN, all_running_execs(&agent)).await
-            {
-                execs_are_known = true;
-                reader.found(execs);
-            }
-            let (taken, is_taken) = oneshot::channel();
-            inbox.send(Message::Engine { generation, events, execs: reader.running_execs(), taken });
-            let _ = is_taken.await;
-            if let Ok(census) = census(&agent).await {
-                inbox.send(Message::Event(Event::ContainersChanged { generation, census }));
-            }
+        };
+        while let Some(container) = reader.unasked() {
+            let check = health_check(agent, &container).await;
+            reader.learn(container, check);
         }
-        // dockerd was restarted; its socket comes back, or the channel ends.
-        tokio::time::sleep(Duration::from_millis(200)).await;
+        if !execs_are_known && let Ok(Ok(execs)) = timeout(EXECS_WITHIN, all_running_execs(agent)).await {
+            execs_are_known = true;
+            reader.found(execs);
+        }
+        let (taken, is_taken) = oneshot::channel();
+        inbox.send(Message::Engine { generation, events, execs: reader.running_execs(), taken });
+        let _ = is_taken.await;
+        if let Ok(census) = census(agent).await {
+            inbox.send(Message::Event(Event::ContainersChanged { generation, census }));
+        }
     }
 }
 

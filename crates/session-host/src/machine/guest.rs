@@ -112,7 +112,7 @@ impl Guest {
                 tokio::spawn(follow_containers(agent(), inbox.clone(), generation)),
                 tokio::spawn(ports.clone().follow(agent(), generation.0, events.container_changes())),
                 tokio::spawn(folders.follow(agent(), events.container_changes())),
-                tokio::spawn(quiet::watch(agent(), ports)),
+                tokio::spawn(quiet::watch(agent(), ports, events.container_changes())),
                 tokio::spawn(hear_events(agent(), events, generation, heard_before)),
             ]
             .map(AbortOnDrop);

@@ -10,10 +10,11 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-use dormouse_agent_proto::{Activity, ContainerActivity};
+use dormouse_agent_proto::{Activity, CONTAINERS_MAX, ContainerActivity};
 use dormouse_api::{IdleAction, IdleTimeout, RunningContainers, SessionInfo};
 use dormouse_lifecycle::{HoldKind, Policy};
 use dormouse_mux::Agent;
+use tokio::sync::watch;
 use tokio::time::sleep;
 
 use super::census::{Listed, running};
@@ -49,6 +50,8 @@ enum Busy {
         far: String,
     },
     Mark(String),
+    /// There are more than a guest tells of.
+    Untold,
 }
 
 impl Busy {
@@ -62,6 +65,10 @@ impl Busy {
                 (format!("container {container}"), format!("it is connected to {far}"))
             }
             Self::Mark(name) => ("a container".to_owned(), format!("it left the mark {name:?}")),
+            Self::Untold => (
+                "containers".to_owned(),
+                format!("there are {CONTAINERS_MAX} and more: not all are looked at"),
+            ),
         };
         Claimant { kind: HoldKind::Activity, policy: Policy::ExistingOnly, owner, reason }
     }
@@ -94,6 +101,11 @@ impl Judge {
     fn has_strangers(&self, activity: &Activity) -> bool {
         let is_known = |id| self.known.get(id).is_some_and(|known| !known.is_checked);
         !activity.containers.iter().all(|container| is_known(&container.id))
+    }
+
+    /// Containers have come and gone, or have been started again, with a health that nobody knows: all are strangers.
+    fn forget(&mut self) {
+        self.known.clear();
     }
 
     /// Takes in what the engine lists. A container is looked at before that, when it is being started.
@@ -137,7 +149,8 @@ impl Judge {
                 None => is_working(&self.loads[&container.id]).then_some(Busy::Cpu { container: name }),
             }
         });
-        by_container.or_else(|| activity.mark.clone().map(Busy::Mark))
+        let untold = (activity.containers.len() >= CONTAINERS_MAX).then_some(Busy::Untold);
+        by_container.or(untold).or_else(|| activity.mark.clone().map(Busy::Mark))
     }
 }
 
@@ -165,7 +178,7 @@ fn short(id: &str) -> String {
 }
 
 /// Holds the VM awake whenever one of its containers isn't quiet, until it is aborted.
-pub(super) async fn watch(agent: Agent, ports: Ports) {
+pub(super) async fn watch(agent: Agent, ports: Ports, mut changes: watch::Receiver<u64>) {
     let owner = match ports.owner().await {
         Ok(owner) => owner,
         Err(error) => return tracing::warn!(error, "nobody looks whether containers are quiet"),
@@ -177,6 +190,10 @@ pub(super) async fn watch(agent: Agent, ports: Ports) {
         let every = look_every(info.borrow().idle.timeout_seconds);
         // A guest that doesn't say is not known to be quiet: what holds goes on to hold.
         if let Ok(activity) = agent.activity().await {
+            if changes.has_changed().unwrap_or(false) {
+                changes.mark_unchanged();
+                judge.forget();
+            }
             if judge.has_strangers(&activity)
                 && let Ok(listed) = running(&agent).await
             {
@@ -260,6 +277,25 @@ mod tests {
         assert_eq!(look(&mut judge), (false, None));
         judge.learn(listed(&[("dormouse.idle", "ignore")], "Up 2 seconds (health: starting)"));
         assert_eq!(look(&mut judge).1, None);
+    }
+
+    #[test]
+    fn a_container_that_was_started_again_is_asked_about_again() {
+        let mut judge = judge(&[]);
+        let containers = vec![container("c1", 0, None)];
+        let activity = Activity { uptime_nanos: SECOND, containers, mark: None };
+        assert!(!judge.has_strangers(&activity));
+        judge.forget();
+        assert!(judge.has_strangers(&activity));
+    }
+
+    #[test]
+    fn more_containers_than_are_told_of_are_busy() {
+        let many = |count| {
+            let containers = (0..count).map(|number| container(&number.to_string(), 0, None)).collect();
+            Judge::default().look(Activity { uptime_nanos: SECOND, containers, mark: None })
+        };
+        assert_eq!((many(CONTAINERS_MAX - 1), many(CONTAINERS_MAX)), (None, Some(Busy::Untold)));
     }
 
     #[test]

@@ -185,9 +185,14 @@ pub(crate) fn field<'a>(object: &'a Map<String, Value>, field: &str) -> Option<&
     object.iter().find(|(name, _)| is(name, field)).map(|(_, value)| value)
 }
 
-/// dockerd reads the names of fields without regard to case.
+/// dockerd reads the names of fields without regard to case, as Unicode folds it: two letters beyond ASCII are two of it.
 pub(crate) fn is(name: &str, field: &str) -> bool {
-    name.eq_ignore_ascii_case(field)
+    let fold = |letter| match letter {
+        'ſ' => 's',
+        '\u{212a}' => 'k',
+        letter => char::to_ascii_lowercase(&letter),
+    };
+    name.chars().map(fold).eq(field.chars().map(fold))
 }
 
 #[cfg(test)]
@@ -211,6 +216,7 @@ mod tests {
             r#"{"HostConfig":{"Binds":["/home/me:/x"]}}"#,
             r#"{"HostConfig":{"Binds":["v:/v","/home/me:/x:ro,z"]}}"#,
             r#"{"hostconfig":{"binds":["/home/me:/x"]}}"#,
+            r#"{"HoſtConfig":{"bindſ":["/home/me:/x"]}}"#,
             r#"{"HostConfig":{"Mounts":[{"Type":"bind","Source":"/home/me","Target":"/x"}]}}"#,
             r#"{"HostConfig":{"Mounts":[{"Target":"/x","Source":"/home/me","Type":"bind"}]}}"#,
             r#"{"HostConfig":{"Mounts":[{"Type":"volume","VolumeOptions":{"DriverConfig":{"Options":

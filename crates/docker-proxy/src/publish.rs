@@ -19,6 +19,9 @@ pub struct AnyPort {
     pub among: Option<RangeInclusive<u16>>,
 }
 
+/// Ports that one container can publish: as many as a session can.
+const BINDINGS_MAX: usize = 1024;
+
 /// Gives each binding that leaves its number to the engine one of the host's, and each without an address this one. Was there
 /// any?
 ///
@@ -30,11 +33,17 @@ pub(crate) fn settle(
     mut choose: impl FnMut(AnyPort) -> Option<u16>,
 ) -> Result<bool, String> {
     let mut changed = false;
-    for config in fields(wish, "HostConfig") {
+    for config in fields(wish, "HostConfig").filter(|config| has_ports(config)) {
         for bindings in fields(config, "PortBindings") {
             let Value::Object(ports) = bindings else { continue };
             let is_wanted = |list: &Value| list.as_array().is_some_and(|list| !list.is_empty());
             refuse_sctp(ports.iter().filter(|(_, list)| is_wanted(list)).map(|(port, _)| port))?;
+            let count: usize = ports.values().filter_map(Value::as_array).map(Vec::len).sum();
+            if count > BINDINGS_MAX {
+                return Err(format!(
+                    "{count} ports are more than the {BINDINGS_MAX} that one container can publish"
+                ));
+            }
             let lists = ports.values_mut().filter_map(Value::as_array_mut).flatten();
             for binding in lists.filter_map(Value::as_object_mut) {
                 changed |= fill(binding, address, &mut choose);
@@ -86,9 +95,12 @@ fn left_open(port: &str) -> Option<Option<RangeInclusive<u16>>> {
     (0 < first && first <= last).then_some(Some(first..=last))
 }
 
-/// What a binding says in a field, which is nothing if it is absent. `None`: no text.
+/// What a binding says in a field, which is nothing if it is absent or `null`. `None`: no text.
 fn text<'a>(binding: &'a Map<String, Value>, name: &str) -> Option<&'a str> {
-    field(binding, name).map_or(Some(""), Value::as_str)
+    match field(binding, name) {
+        None | Some(Value::Null) => Some(""),
+        Some(value) => value.as_str(),
+    }
 }
 
 fn set(binding: &mut Map<String, Value>, name: &str, value: &str) {
@@ -99,11 +111,16 @@ fn set(binding: &mut Map<String, Value>, name: &str, value: &str) {
 /// The image of a wish that wants all ports published which its image names, where that means ports of the host.
 pub(crate) fn image_of_all(wish: &Value) -> Option<&str> {
     let wish = wish.as_object()?;
-    let config = field(wish, "HostConfig")?.as_object()?;
-    let network = field(config, "NetworkMode").and_then(Value::as_str).unwrap_or_default();
-    let has_ports = !matches!(network, "host" | "none") && !network.starts_with("container:");
-    let all = field(config, "PublishAllPorts")?.as_bool()?;
-    (all && has_ports).then(|| field(wish, "Image")?.as_str()).flatten()
+    let config = field(wish, "HostConfig")?;
+    let all = field(config.as_object()?, "PublishAllPorts")?.as_bool()?;
+    (all && has_ports(config)).then(|| field(wish, "Image")?.as_str()).flatten()
+}
+
+/// Is the container to have a network in which ports are published? Without one the engine heeds no binding, or refuses it.
+fn has_ports(config: &Value) -> bool {
+    let network = config.as_object().and_then(|config| field(config, "NetworkMode")).and_then(Value::as_str);
+    let network = network.unwrap_or_default();
+    !matches!(network, "host" | "none") && !network.starts_with("container:")
 }
 
 /// Gives each port that the image or the client names, and nobody has bound, an address and a number of the host. Was there
@@ -152,7 +169,7 @@ mod tests {
     fn bindings_without_a_number_get_one_each_and_others_keep_theirs() {
         let mut wish = json!({ "hostconfig": { "PortBindings": {
             "80/tcp": [{ "HostIp": "", "HostPort": "" }, { "HostPort": "8080" }, { "hostport": "0" }],
-            "81/tcp": [{}], "82/tcp": null, "83/udp": [{ "HostPort": 9 }],
+            "81/tcp": [{ "HostIp": null, "HostPort": null }], "82/tcp": null, "83/udp": [{ "HostPort": 9 }],
         } } });
         let mut next = 20_000;
         let chosen = settle(&mut wish, None, |_| {
@@ -162,7 +179,7 @@ mod tests {
         assert_eq!(chosen, Ok(true));
         let expected = json!({ "hostconfig": { "PortBindings": {
             "80/tcp": [{ "HostIp": "", "HostPort": "20001" }, { "HostPort": "8080" }, { "hostport": "20002" }],
-            "81/tcp": [{ "HostPort": "20003" }], "82/tcp": null, "83/udp": [{ "HostPort": 9 }],
+            "81/tcp": [{ "HostIp": null, "HostPort": "20003" }], "82/tcp": null, "83/udp": [{ "HostPort": 9 }],
         } } });
         assert_eq!(wish, expected);
     }
@@ -242,9 +259,31 @@ mod tests {
             let settled = settle(&mut wish(bindings.clone()), None, |_| None);
             assert_eq!(settled.is_err(), refused, "{bindings}");
         }
+        for network in ["host", "none", "container:web"] {
+            let bindings = json!({ "9/sctp": [{}], "80/tcp": [{}] });
+            let mut wish = json!({ "HostConfig": { "NetworkMode": network, "PortBindings": bindings } });
+            assert_eq!(
+                settle(&mut wish, None, |_| Some(1)),
+                Ok(false),
+                "{network}: the engine heeds none of them"
+            );
+        }
         let exposed = ["9/sctp".to_owned()];
         let refusal = settle_all(&mut wish(json!({})), &exposed, None, |_| Some(1)).unwrap_err();
         assert_eq!(refusal, "9/sctp: sctp ports can't be published from a VM");
+    }
+
+    #[test]
+    fn no_container_takes_all_numbers_that_there_are() {
+        let wish = |count| json!({ "HostConfig": { "PortBindings": { "80/tcp": vec![json!({}); count] } } });
+        let mut asked = 0;
+        let mut choose = |_| {
+            asked += 1;
+            Some(1)
+        };
+        assert_eq!(settle(&mut wish(BINDINGS_MAX), None, &mut choose), Ok(true));
+        assert!(settle(&mut wish(BINDINGS_MAX + 1), None, &mut choose).is_err());
+        assert_eq!(asked, BINDINGS_MAX);
     }
 
     #[test]

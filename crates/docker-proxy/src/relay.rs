@@ -24,7 +24,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::net::unix::{ReadHalf, WriteHalf};
 use tokio::sync::mpsc;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use crate::class::{Class, path_of, tells_paths};
 use crate::client::{BUFFER_BYTES, Broken, finish, request_head, until_gone, until_hung_up};
@@ -48,6 +48,9 @@ const ANSWER_BYTES_MAX: usize = 64 * 1024 * 1024;
 
 /// How long a VM that has lost its engine may take to say why.
 const REASON_WITHIN: Duration = Duration::from_secs(1);
+
+/// How long an engine is listened to that creates something for a client that is gone.
+const CREATED_WITHIN: Duration = Duration::from_secs(10);
 
 /// How a request ended.
 enum Next {
@@ -90,7 +93,7 @@ async fn exchange<'client, E: Engine>(
     let Some(mut request) = request_head(reader, pending).await? else { return Ok(Next::Close) };
     let class = Class::of(&request.method, &request.target);
     if request.framing == BodyFraming::Empty
-        && let Some(answer) = engine.answer(&request, class).await.map_err(Broken::Refused)?
+        && let Some(answer) = own_answer(engine, &request, class, reader, pending).await?
     {
         *answered = true;
         pass_own(answer, reader, writer, pending).await?;
@@ -117,8 +120,10 @@ async fn exchange<'client, E: Engine>(
         }
     };
     let (lease, stream) = tokio::select! {
-        ready = ready => ready?,
+        biased;
+        // Nothing is started for who is gone already.
         gone = until_gone(reader, pending) => return Err(gone),
+        ready = ready => ready?,
     };
     let (given, chosen) = match wish {
         Some(wish) => {
@@ -153,6 +158,21 @@ async fn exchange<'client, E: Engine>(
         },
         reason = &mut ended => Err(Broken::refused(502, reason)),
         never = &mut keeping => match never {},
+    }
+}
+
+/// What the session answers itself, which may take until a sleep is over.
+async fn own_answer<E: Engine>(
+    engine: &E,
+    request: &RequestHead,
+    class: Class,
+    reader: &mut ReadHalf<'_>,
+    pending: &mut BytesMut,
+) -> Result<Option<Answer>, Broken> {
+    tokio::select! {
+        biased;
+        answer = engine.answer(request, class) => answer.map_err(Broken::Refused),
+        gone = until_gone(reader, pending) => Err(gone),
     }
 }
 
@@ -226,7 +246,7 @@ impl<E: Engine> Relaying<'_, '_, E> {
         let (mut from_engine, mut to_engine) = tokio::io::split(&mut engine);
         to_engine.write_all(&request.bytes).await.map_err(unreachable)?;
         let body = BodyScanner::new(request.framing);
-        let mut upload = Upload { body, reader, pending, engine: &mut to_engine, patience };
+        let mut upload = Upload { class, body, reader, pending, engine: &mut to_engine, patience };
         let mut answer = EngineAnswer { bytes: BytesMut::new(), scanner: HeadScanner::default() };
         let after = {
             // One future from the head to the end, so that no byte of a body is lost half-way.
@@ -292,6 +312,7 @@ impl<E: Engine> Relaying<'_, '_, E> {
 
 /// The way of a request's body to the engine.
 struct Upload<'a, 'client, W> {
+    class: Class,
     body: BodyScanner,
     reader: &'a mut ReadHalf<'client>,
     pending: &'a mut BytesMut,
@@ -300,8 +321,17 @@ struct Upload<'a, 'client, W> {
 }
 
 impl<W: AsyncWrite + Unpin> Upload<'_, '_, W> {
-    /// Sends the body on to its end, then waits until the client is gone.
+    /// Sends the body on to its end, then waits until the client is gone, and the engine needn't be listened to any more.
     async fn run(&mut self) -> Broken {
+        let gone = self.all().await;
+        // An engine may create what its client doesn't wait for. What belongs to that has to be known here.
+        if self.class == Class::Creates && matches!(gone, Broken::ClientGone) {
+            sleep(CREATED_WITHIN).await;
+        }
+        gone
+    }
+
+    async fn all(&mut self) -> Broken {
         while !self.body.is_done() {
             match self.part().await {
                 Ok(true) => {}

@@ -118,9 +118,14 @@ pub(crate) async fn splice(
         }
         Ok::<_, Broken>(writer.shutdown().await?)
     };
-    tokio::select! {
-        done = down => done?,
+    let done = tokio::select! {
+        done = down => done,
         gone = client_gone => return Err(gone),
+    };
+    if let Err(error) = done {
+        // Who can't be written to any more may have said something before.
+        let _ = timeout(LAST_BYTES_WITHIN, up.rest()).await;
+        return Err(error);
     }
     tokio::select! {
         () = up.rest() => Ok(()),

@@ -9,7 +9,7 @@ use tokio::net::unix::{ReadHalf, WriteHalf};
 use crate::client::{Broken, whole_body};
 use crate::engine::{Engine, Lease};
 use crate::head::RequestHead;
-use crate::mounts::Given;
+use crate::mounts::{Given, is};
 use crate::publish::AnyPort;
 use crate::{mounts, publish};
 
@@ -49,6 +49,38 @@ impl<E: Engine> Drop for Chosen<'_, E> {
     }
 }
 
+/// Objects of a wish whose names are read here, and without regard to case by the engine.
+const READ: [&str; 5] = ["HostConfig", "Mounts", "BindOptions", "VolumeOptions", "DriverConfig"];
+
+/// Reads a wish that an engine can't take for another. Engines read more than this: bytes that are no text, something
+/// behind the end. What isn't understood here is never passed on, as it may hold a path.
+fn understood(body: &[u8]) -> Result<Value, String> {
+    let wish = serde_json::from_slice(body).map_err(|error| format!("invalid JSON: {error}"))?;
+    match twice(&wish) {
+        Some(name) => Err(format!("invalid JSON: {name:?} is there twice")),
+        None => Ok(wish),
+    }
+}
+
+/// A name that an object has twice, spelled in two ways: an engine would take both for one.
+fn twice(read: &Value) -> Option<&str> {
+    match read {
+        Value::Array(items) => items.iter().find_map(twice),
+        Value::Object(object) => {
+            let names: Vec<_> = object.keys().collect();
+            let again = names
+                .iter()
+                .enumerate()
+                .find(|(place, name)| names[..*place].iter().any(|other| is(other, name)));
+            let within = object.iter().filter(|(name, _)| READ.iter().any(|read| is(name, read)));
+            again
+                .map(|(_, name)| name.as_str())
+                .or_else(|| within.filter_map(|(_, value)| twice(value)).next())
+        }
+        _ => None,
+    }
+}
+
 /// A wish in which paths and ports of the host are settled.
 #[derive(Debug)]
 pub(crate) struct Wish<'a, E: Engine> {
@@ -76,16 +108,17 @@ impl<'a, E: Engine> Wish<'a, E> {
     ) -> Result<Self, Broken> {
         let body = whole_body(request, reader, writer, pending).await?;
         let mut chosen = Chosen::none(engine);
-        // What isn't JSON is the engine's to complain about.
-        let Ok(mut wish) = serde_json::from_slice(&body) else {
+        // A wish for nothing is the engine's to complain about.
+        if body.is_empty() {
             return Ok(Self { body, given: Vec::new(), chosen, publishes_all: None });
-        };
-        let given =
-            mounts::settle(&mut wish, |bind| engine.mount(bind)).map_err(|why| Broken::refused(400, why))?;
-        let published = publish::settle(&mut wish, engine.publish_address(), |wanted| chosen.choose(wanted))
-            .map_err(|why| Broken::refused(400, why))?;
-        let changed = published || !given.is_empty();
-        let body = if changed { wish.to_string().into_bytes() } else { body };
+        }
+        let refused = |why: String| Broken::refused(400, why);
+        let mut wish = understood(&body).map_err(refused)?;
+        let given = mounts::settle(&mut wish, |bind| engine.mount(bind)).map_err(refused)?;
+        publish::settle(&mut wish, engine.publish_address(), |wanted| chosen.choose(wanted))
+            .map_err(refused)?;
+        // As it was read here, so that the engine reads nothing else in it: not another of two values of one name.
+        let body = wish.to_string().into_bytes();
         let publishes_all = publish::image_of_all(&wish).is_some().then_some(wish);
         Ok(Self { body, given, chosen, publishes_all })
     }
@@ -105,5 +138,43 @@ impl<'a, E: Engine> Wish<'a, E> {
             self.body = wish.to_string().into_bytes();
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_an_engine_would_read_otherwise_is_refused() {
+        for body in [
+            &br#"{"HostConfig":{"Binds":["/home/me:/x"]}}}"#[..],
+            br#"{"HostConfig":{"Binds":["/home/me:/x"]}}]"#,
+            br#"{"Labels":{"a":"\udcff"},"HostConfig":{"Binds":["/home/me:/x"]}}"#,
+            b"{\"Labels\":{\"a\":\"\xff\"}}",
+            br#"{"HostConfig":{},"hostconfig":{"Binds":["/home/me:/x"]}}"#,
+            "{\"HostConfig\":{},\"Ho\u{17f}tConfig\":{}}".as_bytes(),
+            "{\"HostConfig\":{\"Binds\":[],\"Bind\u{17f}\":[]}}".as_bytes(),
+            br#"{"HostConfig":{"Mounts":[{"Type":"volume","type":"bind","Source":"/home/me"}]}}"#,
+            br#"{"HostConfig":{"Mounts":[{"Type":"bind"}],"mounts":[{"Source":"/home/me"}]}}"#,
+            br#"{"DriverOpts":{"type":"none","o":"bind"},"driveropts":{"device":"/home/me"}}"#,
+            br#"{"HostConfig":{"Mounts":[{"VolumeOptions":{"DriverConfig":{"Options":{},"options":{}}}}]}}"#,
+        ] {
+            let why = understood(body).unwrap_err();
+            assert!(why.starts_with("invalid JSON: "), "{}: {why}", String::from_utf8_lossy(body));
+        }
+    }
+
+    #[test]
+    fn names_that_are_not_the_engines_may_be_spelled_in_two_ways() {
+        let body =
+            br#"{"Labels":{"a":"1","A":"2"},"HostConfig":{"Sysctls":{"b":"1","B":"2"}},"ExposedPorts":{}}"#;
+        assert!(understood(body).is_ok());
+    }
+
+    #[test]
+    fn of_two_values_of_one_name_the_engine_sees_the_one_that_was_looked_at() {
+        let wish = understood(br#"{"HostConfig":{"Binds":["/home/me:/x"]},"HostConfig":{}}"#).unwrap();
+        assert_eq!(wish.to_string(), r#"{"HostConfig":{}}"#);
     }
 }

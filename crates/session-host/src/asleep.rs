@@ -136,6 +136,12 @@ impl Asleep {
         self.shared.enabled.load(Ordering::Relaxed)
     }
 
+    /// May this be answered while the engine sleeps, if its answer was kept?
+    pub(crate) fn may_answer(&self, request: &RequestHead) -> bool {
+        // HTTP/1.0 knows no chunks.
+        self.is_enabled() && request.is_http_1_1 && request.target.len() <= TARGET_BYTES_MAX
+    }
+
     /// Remembers that this was asked, so that it is asked before the next sleep.
     pub(crate) fn asked(&self, request: &RequestHead) {
         if !self.is_enabled() || request.target.len() > TARGET_BYTES_MAX {
@@ -161,8 +167,7 @@ impl Asleep {
 
     /// What the engine would answer, if it fell asleep in order with this generation.
     pub(crate) fn answer(&self, request: &RequestHead, generation: u64) -> Option<Bytes> {
-        // HTTP/1.0 knows no chunks.
-        if !self.is_enabled() || !request.is_http_1_1 {
+        if !self.may_answer(request) {
             return None;
         }
         if generation == 0 {
@@ -186,6 +191,8 @@ impl Asleep {
         F: Future<Output = io::Result<S>>,
         S: AsyncRead + AsyncWrite + Unpin,
     {
+        // Of a sleep of this generation that came to nothing.
+        self.forget();
         if !self.is_enabled() {
             return;
         }

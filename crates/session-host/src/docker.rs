@@ -93,6 +93,8 @@ pub(crate) struct RequestLease {
     lease: HeldLease,
     owner: Owner,
     claimant: Claimant,
+    /// As what it holds, if its client moves.
+    kind: HoldKind,
     _starting: Option<Starting>,
     _using: Option<Using>,
 }
@@ -103,8 +105,8 @@ impl Engine for SessionEngine {
     async fn answer(&self, request: &RequestHead, class: Class) -> Result<Option<Answer>, Refusal> {
         if class == Class::Reads {
             self.face.asleep.asked(request);
-            // What a sleep waits for can't wait for the sleep.
-            if self.policy == Policy::Acquire {
+            // What a sleep waits for can't wait for the sleep; nor what would wake the VM from it.
+            if self.policy == Policy::Acquire && self.face.asleep.may_answer(request) {
                 self.sleep_is_over().await;
             }
         }
@@ -130,7 +132,8 @@ impl Engine for SessionEngine {
     async fn lease(&self, request: &RequestHead, class: Class) -> Result<RequestLease, Refusal> {
         let kind = match class {
             Class::Events => HoldKind::Events,
-            Class::Reads => HoldKind::Read,
+            // Else whoever polls would wake the VM each time that it has fallen asleep.
+            Class::Reads if self.face.asleep.may_answer(request) => HoldKind::Read,
             _ => HoldKind::Request,
         };
         self.face.asleep.spoken(&request.target);
@@ -155,7 +158,8 @@ impl Engine for SessionEngine {
                 using = self.face.folders.start(&lease, &container).await?;
             }
         }
-        Ok(RequestLease { lease, owner: self.owner.clone(), claimant, _starting: starting, _using: using })
+        let owner = self.owner.clone();
+        Ok(RequestLease { lease, owner, claimant, kind, _starting: starting, _using: using })
     }
 
     fn publish_address(&self) -> Option<IpAddr> {
@@ -355,7 +359,8 @@ impl dormouse_docker_proxy::Lease for RequestLease {
     }
 
     async fn strengthen(self) -> Option<Self> {
-        self.held_as(HoldKind::Request).await
+        let kind = self.kind;
+        self.held_as(kind).await
     }
 }
 

@@ -219,8 +219,16 @@ impl Folders {
         struct Container {
             id: String,
         }
+        let mut engine = match lease.dial(Target::Engine).await {
+            Ok(engine) => engine,
+            // There may be room when the request itself is passed on, and its container would start without its folders.
+            Err(error) if error.is_busy() => {
+                return Err(Refusal { status: 503, message: error.to_string() });
+            }
+            // The request itself meets the same error, and tells it.
+            Err(_) => return Ok(None),
+        };
         // What isn't there is the engine's to say.
-        let Ok(mut engine) = lease.dial(Target::Engine).await else { return Ok(None) };
         let target = format!("/containers/{container}/json");
         let asked = fetch::ask(&mut engine, "GET", &target, ANSWER_BYTES_MAX).await;
         let found = asked.ok().and_then(|(_, body)| serde_json::from_slice::<Container>(&body).ok());

@@ -65,7 +65,7 @@ impl<F: Factory> Sleep<F> {
         face.events.leave();
         match how {
             SleepHow::Stop => self.stop().await,
-            SleepHow::Suspend => self.suspend().await,
+            SleepHow::Suspend => self.suspend(changes).await,
         }
     }
 
@@ -76,7 +76,8 @@ impl<F: Factory> Sleep<F> {
         }
     }
 
-    async fn suspend(self) {
+    /// `changes` of containers since what they are was asked.
+    async fn suspend(self, changes: watch::Receiver<u64>) {
         let ask = self.ask;
         let origin = Origin::Session { generation: ask.generation.0 };
         let saved = match self.shared.face.folders.leave(&self.up.guest.agent).await {
@@ -85,6 +86,10 @@ impl<F: Factory> Sleep<F> {
         };
         match saved {
             Ok(seal) => {
+                // Until it was stopped they ran.
+                if changes.has_changed().unwrap_or(true) {
+                    self.shared.face.asleep.forget();
+                }
                 point(&self.shared.runtime_dir, "suspend.sealed").await;
                 // Nobody waits for it but a host that has to go: without it the snapshot holds as long as the machine isn't
                 // started again.

@@ -9,7 +9,7 @@ use dormouse_agent_proto::{DATAGRAM_BYTES_MAX, Target, decode_datagram, encode_d
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UdpSocket;
 use tokio::sync::{mpsc, watch};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::Ports;
 use super::door::enter;
@@ -22,10 +22,20 @@ const SILENT_AFTER: Duration = Duration::from_secs(60);
 /// network.
 const QUEUE: usize = 32;
 
+/// Sources of one door. Beyond them who has been silent longest is forgotten: a client that takes a port of its own for each
+/// question, as those of DNS do, must not take the streams of all others.
+const SOURCES_MAX: usize = 128;
+
+/// One that sends.
+struct Source {
+    queue: mpsc::Sender<Vec<u8>>,
+    heard: Instant,
+}
+
 /// Passes datagrams on until the door is closed.
 pub(super) async fn serve(socket: UdpSocket, ports: Ports, door: Door, behind: watch::Receiver<Behind>) {
     let socket = Arc::new(socket);
-    let mut sources: HashMap<SocketAddr, mpsc::Sender<Vec<u8>>> = HashMap::new();
+    let mut sources: HashMap<SocketAddr, Source> = HashMap::new();
     let mut payload = vec![0; DATAGRAM_BYTES_MAX];
     loop {
         let Some(mut pass) = ports.shared.entrance.pass().await else { return };
@@ -41,15 +51,16 @@ pub(super) async fn serve(socket: UdpSocket, ports: Ports, door: Door, behind: w
             }
         };
         let datagram = payload[..count].to_vec();
-        let Some(datagram) = left(&sources, source, datagram) else { continue };
-        sources.retain(|_, queue| !queue.is_closed());
+        let Some(datagram) = left(&mut sources, source, datagram) else { continue };
+        sources.retain(|_, source| !source.queue.is_closed());
+        make_room(&mut sources);
         let Ok(permit) = Arc::clone(&ports.shared.forwards).try_acquire_owned() else {
             tracing::debug!(%door, "too many sources of datagrams");
             continue;
         };
         let (queue, datagrams) = mpsc::channel(QUEUE);
         let _ = queue.try_send(datagram);
-        sources.insert(source, queue);
+        sources.insert(source, Source { queue, heard: Instant::now() });
         let (socket, ports, behind) = (Arc::clone(&socket), ports.clone(), behind.clone());
         tokio::spawn(async move {
             if let Err(reason) = forward(&socket, source, datagrams, &ports, door, behind).await {
@@ -61,15 +72,22 @@ pub(super) async fn serve(socket: UdpSocket, ports: Ports, door: Door, behind: w
 }
 
 /// Gives a datagram to the task of its source; gives it back if there is none.
-fn left(
-    sources: &HashMap<SocketAddr, mpsc::Sender<Vec<u8>>>,
-    source: SocketAddr,
-    datagram: Vec<u8>,
-) -> Option<Vec<u8>> {
-    let Some(queue) = sources.get(&source) else { return Some(datagram) };
-    match queue.try_send(datagram) {
+fn left(sources: &mut HashMap<SocketAddr, Source>, source: SocketAddr, datagram: Vec<u8>) -> Option<Vec<u8>> {
+    let Some(source) = sources.get_mut(&source) else { return Some(datagram) };
+    source.heard = Instant::now();
+    match source.queue.try_send(datagram) {
         Ok(()) | Err(mpsc::error::TrySendError::Full(_)) => None,
         Err(mpsc::error::TrySendError::Closed(datagram)) => Some(datagram),
+    }
+}
+
+/// For one more. Who is forgotten ends with what was meant for it.
+fn make_room(sources: &mut HashMap<SocketAddr, Source>) {
+    if sources.len() >= SOURCES_MAX
+        && let Some(silent) =
+            sources.iter().min_by_key(|(_, source)| source.heard).map(|(address, _)| *address)
+    {
+        sources.remove(&silent);
     }
 }
 
@@ -108,5 +126,29 @@ async fn forward(
             let _ = socket.send_to(payload, source).await;
             buffer.drain(..used);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn one_source_too_many_takes_the_place_of_who_was_silent_longest() {
+        let mut sources = HashMap::new();
+        let address = |number: usize| SocketAddr::from(([127, 0, 0, 1], u16::try_from(number + 1).unwrap()));
+        let mut tasks = Vec::new();
+        for number in 0..SOURCES_MAX {
+            tokio::time::advance(Duration::from_millis(1)).await;
+            let (queue, datagrams) = mpsc::channel(QUEUE);
+            tasks.push(datagrams);
+            sources.insert(address(number), Source { queue, heard: Instant::now() });
+        }
+        assert_eq!(left(&mut sources, address(0), b"still here".to_vec()), None);
+        make_room(&mut sources);
+        assert!(sources.contains_key(&address(0)) && !sources.contains_key(&address(1)));
+        assert_eq!(tasks[1].recv().await, None, "its task ends");
+        make_room(&mut sources);
+        assert_eq!(sources.len(), SOURCES_MAX - 1, "there is room");
     }
 }

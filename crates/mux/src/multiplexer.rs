@@ -4,6 +4,7 @@
 //! the connection breaks or when every [`Mux`] of it is gone and its streams are closed.
 
 use std::future::poll_fn;
+use std::mem;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -152,6 +153,7 @@ impl Mux {
             leave,
             left,
             leaving: Vec::new(),
+            settled: Vec::new(),
         };
         tokio::spawn(async move {
             let reason = tokio::select! {
@@ -237,6 +239,8 @@ struct Owner<T> {
     left: mpsc::UnboundedReceiver<Left>,
     /// Dropped, and perhaps still counted by yamux.
     leaving: Vec<Left>,
+    /// The same, and all was sent since.
+    settled: Vec<Left>,
 }
 
 impl<T: AsyncRead + AsyncWrite + Unpin> Owner<T> {
@@ -262,11 +266,14 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Owner<T> {
                 Poll::Pending => break,
             }
         }
-        if !self.leaving.is_empty() && self.sending.is_done() {
-            // yamux forgets a stream that was dropped when it has sent all that it had to say, which it has.
-            for reset in self.leaving.drain(..).filter_map(|left| left.reset) {
+        let all_have_left = self.leaving.is_empty() && self.settled.is_empty();
+        if !all_have_left && self.sending.is_done() {
+            // yamux forgets a stream that was dropped when it has sent all that it had to say. It may pause with something left;
+            // the next time it has sent that as well.
+            for reset in self.settled.drain(..).filter_map(|left| left.reset) {
                 self.sending.reset(reset);
             }
+            self.settled = mem::take(&mut self.leaving);
             // For what is to be sent now, and for who waits for a stream.
             context.waker().wake_by_ref();
         }

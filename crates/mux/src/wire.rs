@@ -33,8 +33,7 @@ impl<T> Wire<T> {
 }
 
 impl Sending {
-    /// Has everything been taken that there was to send? Only then is no frame half-way, and yamux has done all that its
-    /// streams had asked for.
+    /// Has everything been taken that yamux had to send when it was last asked? Only then is no frame half-way.
     pub(crate) fn is_done(&self) -> bool {
         let state = self.state();
         !state.is_stuck && state.own.is_empty()

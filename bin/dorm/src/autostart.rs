@@ -133,6 +133,7 @@ fn succeeded(done: io::Result<Output>) -> Result<(), Failure> {
         return Ok(());
     }
     let said = String::from_utf8_lossy(&output.stderr).trim().replace('\n', " ");
-    Err(Failure::new(format!("systemctl failed: {said}"))
-        .hint("the unit is read at the next login; until then the first `dorm` command starts the service"))
+    Err(Failure::new(format!("systemctl failed: {said}")).hint(
+        "run it again from a login of your own; until then the first `dorm` command starts the service",
+    ))
 }

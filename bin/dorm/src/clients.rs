@@ -42,15 +42,15 @@ pub(crate) struct Install {
 }
 
 impl DockerEnv {
-    /// Prints what a shell has to evaluate: `eval "$(dorm docker-env)"`.
+    /// Prints what a shell has to evaluate, `eval "$(dorm docker-env)"`: without the quotes as well, which makes one line of it.
     pub(crate) async fn run(self, context: &Context) -> Done {
         if self.unset {
             return print("unset DOCKER_HOST");
         }
         let info = context.open(&context.pick(None)).await?;
         let host = format!("unix://{}", info.docker_socket.display());
-        print(format!("export DOCKER_HOST={}", quoted(&host)))?;
-        print(format!("unset {}", IN_THE_WAY.join(" ")))
+        print(format!("export DOCKER_HOST={};", quoted(&host)))?;
+        print(format!("unset {};", IN_THE_WAY.join(" ")))
     }
 }
 

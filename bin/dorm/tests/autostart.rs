@@ -111,7 +111,7 @@ fn what_systemctl_has_to_say_against_it_is_told() {
     let installed = user.dorm("install");
     let said = words(&installed.stderr);
     assert!(
-        said.starts_with("error: systemctl failed: no bus\nhint: the unit is read at the next login"),
+        said.starts_with("error: systemctl failed: no bus\nhint: run it again from a login of your own"),
         "{said}"
     );
     assert_eq!(user.asked(), "--user daemon-reload\n");

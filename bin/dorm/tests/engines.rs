@@ -152,13 +152,16 @@ fn text(bytes: Vec<u8>) -> String {
 fn a_shell_is_led_to_the_session_whatever_it_was_led_to_before() {
     let home = Home::new("running");
     let script = text(home.run(&["docker-env"]).stdout);
-    let mut shell = Command::new("sh");
-    shell.args(["-c", "eval \"$1\"; env | grep ^DOCKER_", "sh", &script]);
-    for name in ["DOCKER_HOST", "DOCKER_CONTEXT", "DOCKER_TLS", "DOCKER_TLS_VERIFY", "DOCKER_CERT_PATH"] {
-        shell.env(name, "elsewhere");
+    // Also by who forgets the quotes, which makes one line of it.
+    for eval in ["eval \"$1\"", "eval $1"] {
+        let mut shell = Command::new("sh");
+        shell.args(["-c", &format!("{eval}; env | grep ^DOCKER_"), "sh", &script]);
+        for name in ["DOCKER_HOST", "DOCKER_CONTEXT", "DOCKER_TLS", "DOCKER_TLS_VERIFY", "DOCKER_CERT_PATH"] {
+            shell.env(name, "elsewhere");
+        }
+        let led = text(shell.output().unwrap().stdout);
+        assert_eq!(led, format!("DOCKER_HOST=unix://{}\n", home.at("docker.sock").display()), "{eval}");
     }
-    let led = text(shell.output().unwrap().stdout);
-    assert_eq!(led, format!("DOCKER_HOST=unix://{}\n", home.at("docker.sock").display()));
 }
 
 #[test]

@@ -49,7 +49,7 @@ async fn a_lease_takes_hardly_longer_than_any_question_to_another_task() {
     let mut least: Option<Round> = None;
     for _ in 0..ROUNDS {
         let round = Round::of(&stage, &claimant, &bare).await;
-        if least.as_ref().is_none_or(|least| round.ratio() < least.ratio()) {
+        if least.as_ref().is_none_or(|least| round.sum() < least.sum()) {
             least = Some(round);
         }
     }
@@ -90,6 +90,10 @@ impl Round {
             lease_times.push(begun.elapsed());
         }
         Self { bare: median(&mut bare_times), lease: median(&mut lease_times) }
+    }
+
+    fn sum(&self) -> Duration {
+        self.bare + self.lease
     }
 
     fn ratio(&self) -> f64 {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use dormouse_folders::{Keeper, KeeperStart, Share};
@@ -18,6 +18,9 @@ const VIRTIOFSD_VARIABLE: &str = "DORM_VIRTIOFSD";
 
 /// Where Debian's package has it; the one that comes with an older QEMU lies elsewhere.
 const VIRTIOFSD: &str = "/usr/libexec/virtiofsd";
+
+/// This program, also when its file was replaced since it was started, as an upgrade does it.
+const THIS_PROGRAM: &str = "/proc/self/exe";
 
 /// The device of a VM.
 #[derive(Debug, Default)]
@@ -100,13 +103,11 @@ impl Device {
                         started anew"
                 .to_owned());
         }
-        let program =
-            std::env::current_exe().map_err(|error| format!("can't tell where this program is: {error}"))?;
         let runtime = vm.runtime_dir();
         let socket = runtime.join(format!("{}-folders{port}", self.generation));
         let qemu = vm.record().process.map(|process| process.pid).ok_or("the VM has no process")?;
         let start = KeeperStart {
-            program: &program,
+            program: Path::new(THIS_PROGRAM),
             virtiofsd: &virtiofsd().map_err(|error| error.to_string())?,
             folder: &runtime.join(format!("folders{port}")),
             control: &control(vm, port),
@@ -244,4 +245,31 @@ fn virtiofsd() -> io::Result<PathBuf> {
             "virtiofsd not found: install the package virtiofsd, or put the one of scripts/install-virtiofsd beside dorm",
         )
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+    use std::{env, fs};
+
+    use super::*;
+
+    /// In the program of this name that removes its own file.
+    const COPY: &str = "DORM_TEST_COPY";
+
+    #[test]
+    fn a_program_whose_file_is_gone_can_still_be_started_by_itself() {
+        let program = env::current_exe().unwrap();
+        if env::var_os(COPY).is_some() {
+            fs::remove_file(program).unwrap();
+            assert!(Command::new(THIS_PROGRAM).arg("--list").output().unwrap().status.success());
+            return;
+        }
+        let folder = tempfile::tempdir_in(program.parent().unwrap()).unwrap();
+        let copy = folder.path().join("copy");
+        fs::hard_link(program, &copy).unwrap();
+        let name = "a_program_whose_file_is_gone_can_still_be_started_by_itself";
+        let output = Command::new(&copy).arg(name).env(COPY, "1").output().unwrap();
+        assert!(output.status.success() && !copy.exists(), "{output:?}");
+    }
 }

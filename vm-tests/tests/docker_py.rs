@@ -44,6 +44,13 @@ const BINDS: [&str; 2] = [
     "models_containers_test::ContainerCollectionTest::test_run_with_volume",
 ];
 
+/// What passes if the engine's reads from a terminal happen to get a line whole: a kernel puts its text and its end there one
+/// after the other, so on a slow machine they may come apart. Of no use as a measure, with or without a session.
+const CUT_BY_CHANCE: [&str; 2] = [
+    "api_exec_test::ExecDemuxTest::test_exec_command_tty_stream_demux",
+    "api_exec_test::ExecDemuxTest::test_exec_command_tty_stream_no_demux",
+];
+
 /// How many run with the VM asleep before each.
 const ASLEEP: usize = 60;
 
@@ -153,7 +160,8 @@ fn passed(outcomes: &Outcomes) -> BTreeSet<&str> {
 /// The tests that have to pass through a session.
 fn wanted() -> Result<Vec<String>> {
     let list = std::fs::read_to_string(list()).context("run the shard docker-py-1-raw first")?;
-    let wanted: Vec<_> = list.lines().map(str::to_owned).collect();
+    let wanted = list.lines().filter(|name| !CUT_BY_CHANCE.contains(name)).map(str::to_owned);
+    let wanted: Vec<_> = wanted.collect();
     ensure!(wanted.len() > 100, "the list has {} tests", wanted.len());
     Ok(wanted)
 }

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use dormouse_api::{CreateSession, IdleTimeout};
 use dormouse_vm_tests::figure;
 use dormouse_vm_tests::stage::{STATE_WITHIN, Stage};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -19,6 +20,9 @@ use tokio::time::timeout;
 /// Streams of execs, and of containers that are attached to.
 const EXECS: usize = 56;
 const ATTACHED: usize = 8;
+
+/// So many processes and their streams don't fit into a session's usual memory: the engine was out of it at the 48th exec.
+const MEMORY_MIB: u64 = 3072;
 
 /// What goes through all of them together in each direction, in bytes, over all runs at one commit.
 const GOAL: u64 = 10_000_000_000;
@@ -54,7 +58,10 @@ async fn sixty_four_streams_lose_nothing_and_one_that_nobody_reads_holds_none_up
     let before: u64 =
         std::fs::read_to_string(&state).ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0);
     let stage = Stage::new()?;
-    let session = stage.create(3600).await?;
+    let mut wish = CreateSession::named("default".parse()?);
+    wish.idle_timeout = IdleTimeout::Seconds(3600);
+    wish.memory_mib = Some(MEMORY_MIB);
+    let session = stage.make(&wish).await?;
     stage.load_busybox(&session).await?;
     let socket = session.docker_socket.clone();
     stage.succeed(&session, &["run", "--detach", "--name", "execs", "busybox", "sleep", "1000000"]).await?;
@@ -65,10 +72,10 @@ async fn sixty_four_streams_lose_nothing_and_one_that_nobody_reads_holds_none_up
             .succeed(&session, &["run", "--detach", "--interactive", "--name", &name, "busybox", "cat"])
             .await?;
         let path = format!("/containers/{name}/attach?stream=1&stdin=1&stdout=1");
-        streams.push(upgrade(&socket, &path, "").await?);
+        streams.push(upgrade(&socket, &path, "").await?.echoing().await?);
     }
     for _ in 0..EXECS {
-        streams.push(exec(&socket, &["cat"], true).await?);
+        streams.push(exec(&socket, &["cat"], true).await?.echoing().await?);
     }
     // Its engine, its relay and its channel are full at once, and stay so.
     let stalled = exec(&socket, &["yes"], false).await?;
@@ -182,6 +189,25 @@ impl Frames {
 struct Upgraded {
     stream: UnixStream,
     beyond: Vec<u8>,
+}
+
+impl Upgraded {
+    /// Once its program runs: an engine answers before that, and an emulated processor starts no 64 of them at once in any
+    /// time that tells a stream that is stuck.
+    async fn echoing(mut self) -> Result<Self> {
+        const ECHO: [u8; Frames::HEADER + 1] = [1, 0, 0, 0, 0, 0, 0, 1, b'?'];
+        self.stream.write_all(b"?").await?;
+        let echo = async {
+            while self.beyond.len() < ECHO.len() {
+                ensure!(self.stream.read_buf(&mut self.beyond).await? > 0, "the stream ends");
+            }
+            Ok(())
+        };
+        timeout(MOVES_WITHIN, echo).await.context("its program doesn't start")??;
+        ensure!(self.beyond == ECHO, "{:?} is no echo", self.beyond);
+        self.beyond.clear();
+        Ok(self)
+    }
 }
 
 async fn exec(socket: &Path, command: &[&str], with_input: bool) -> Result<Upgraded> {

@@ -22,8 +22,7 @@ pub struct AnyPort {
 /// Ports that one container can publish: as many as a session can.
 const BINDINGS_MAX: usize = 1024;
 
-/// Gives each binding that leaves its number to the engine one of the host's, and each without an address this one. Was there
-/// any?
+/// Gives each binding that leaves its number to the engine one of the host's, and each without an address this one.
 ///
 /// # Errors
 /// A port that can't be published, in words.
@@ -31,8 +30,7 @@ pub(crate) fn settle(
     wish: &mut Value,
     address: Option<IpAddr>,
     mut choose: impl FnMut(AnyPort) -> Option<u16>,
-) -> Result<bool, String> {
-    let mut changed = false;
+) -> Result<(), String> {
     for config in fields(wish, "HostConfig").filter(|config| has_ports(config)) {
         for bindings in fields(config, "PortBindings") {
             let Value::Object(ports) = bindings else { continue };
@@ -46,11 +44,11 @@ pub(crate) fn settle(
             }
             let lists = ports.values_mut().filter_map(Value::as_array_mut).flatten();
             for binding in lists.filter_map(Value::as_object_mut) {
-                changed |= fill(binding, address, &mut choose);
+                fill(binding, address, &mut choose);
             }
         }
     }
-    Ok(changed)
+    Ok(())
 }
 
 /// What the host can't forward would be published in the VM only, where nobody comes.
@@ -67,22 +65,18 @@ fn fill(
     binding: &mut Map<String, Value>,
     address: Option<IpAddr>,
     choose: &mut impl FnMut(AnyPort) -> Option<u16>,
-) -> bool {
-    let mut changed = false;
+) {
     if let Some(address) = address
         && text(binding, "HostIp") == Some("")
     {
         set(binding, "HostIp", &address.to_string());
-        changed = true;
     }
     if let Some(among) = text(binding, "HostPort").and_then(left_open) {
         let address = text(binding, "HostIp").and_then(|address| address.parse().ok());
         if let Some(port) = choose(AnyPort { address, among }) {
             set(binding, "HostPort", &port.to_string());
-            changed = true;
         }
     }
-    changed
 }
 
 /// Which numbers does `port` leave to choose from? `None`: it is one, or nothing that can be understood.
@@ -176,7 +170,7 @@ mod tests {
             next += 1;
             Some(next)
         });
-        assert_eq!(chosen, Ok(true));
+        assert_eq!(chosen, Ok(()));
         let expected = json!({ "hostconfig": { "PortBindings": {
             "80/tcp": [{ "HostIp": "", "HostPort": "20001" }, { "HostPort": "8080" }, { "hostport": "20002" }],
             "81/tcp": [{ "HostIp": null, "HostPort": "20003" }], "82/tcp": null, "83/udp": [{ "HostPort": 9 }],
@@ -190,7 +184,7 @@ mod tests {
             "80/tcp": [{ "HostIp": "", "HostPort": "1" }, { "HostPort": "2" }, { "hostip": "", "HostPort": "3" }],
             "81/tcp": [{ "HostIp": "0.0.0.0", "HostPort": "4" }, { "HostIp": "::", "HostPort": "5" }],
         } } });
-        assert!(settle(&mut wish, Some([127, 0, 0, 9].into()), |_| None).unwrap());
+        settle(&mut wish, Some([127, 0, 0, 9].into()), |_| None).unwrap();
         let here = "127.0.0.9";
         let expected = json!({ "HostConfig": { "PortBindings": {
             "80/tcp": [{ "HostIp": here, "HostPort": "1" }, { "HostIp": here, "HostPort": "2" }, { "hostip": here, "HostPort": "3" }],
@@ -206,11 +200,11 @@ mod tests {
             "81/tcp": [{ "HostPort": "8010-8000" }, { "HostPort": "0-5" }, { "HostPort": "a-b" }, { "HostPort": "1-70000" }],
         } } });
         let mut asked = Vec::new();
-        let changed = settle(&mut wish, Some([127, 0, 0, 1].into()), |port| {
+        let settled = settle(&mut wish, Some([127, 0, 0, 1].into()), |port| {
             asked.push((port.address.unwrap().to_string(), port.among.clone().unwrap()));
             port.among.map(|among| *among.end())
         });
-        assert_eq!(changed, Ok(true));
+        assert_eq!(settled, Ok(()));
         assert_eq!(asked, [("10.1.2.3".to_owned(), 8000..=8010), ("127.0.0.1".to_owned(), 9..=9)]);
         let bindings = &wish["HostConfig"]["PortBindings"];
         assert_eq!(bindings["80/tcp"][0], json!({ "HostIp": "10.1.2.3", "HostPort": "8010" }));
@@ -262,11 +256,9 @@ mod tests {
         for network in ["host", "none", "container:web"] {
             let bindings = json!({ "9/sctp": [{}], "80/tcp": [{}] });
             let mut wish = json!({ "HostConfig": { "NetworkMode": network, "PortBindings": bindings } });
-            assert_eq!(
-                settle(&mut wish, None, |_| Some(1)),
-                Ok(false),
-                "{network}: the engine heeds none of them"
-            );
+            let before = wish.clone();
+            settle(&mut wish, None, |_| Some(1)).unwrap();
+            assert_eq!(wish, before, "{network}: the engine heeds none of them");
         }
         let exposed = ["9/sctp".to_owned()];
         let refusal = settle_all(&mut wish(json!({})), &exposed, None, |_| Some(1)).unwrap_err();
@@ -281,7 +273,7 @@ mod tests {
             asked += 1;
             Some(1)
         };
-        assert_eq!(settle(&mut wish(BINDINGS_MAX), None, &mut choose), Ok(true));
+        assert_eq!(settle(&mut wish(BINDINGS_MAX), None, &mut choose), Ok(()));
         assert!(settle(&mut wish(BINDINGS_MAX + 1), None, &mut choose).is_err());
         assert_eq!(asked, BINDINGS_MAX);
     }
@@ -314,10 +306,12 @@ mod tests {
             "[]",
         ] {
             let mut wish: Value = serde_json::from_str(body).unwrap();
-            assert!(!settle(&mut wish, None, |_| Some(1)).unwrap(), "{body}");
+            settle(&mut wish, None, |_| Some(1)).unwrap();
             assert_eq!(wish.to_string(), body);
         }
         let mut wish = json!({ "HostConfig": { "PortBindings": { "80/tcp": [{}] } } });
-        assert!(!settle(&mut wish, None, |_| None).unwrap(), "with no number to give the engine chooses");
+        let before = wish.clone();
+        settle(&mut wish, None, |_| None).unwrap();
+        assert_eq!(wish, before, "with no number to give the engine chooses");
     }
 }

@@ -10,9 +10,9 @@
 //!
 //! Bounds: a head has 256 KiB and must be complete 30 s after its first byte; what a client pipelines while its request
 //! is served waits in 64 KiB here and else in the socket. A client that closes its connection gives its lease back at
-//! once, also while the VM is still starting. (One that closed only its sending side is served to the end.) A client
-//! that neither takes nor gives a byte for [`STALLED_AFTER`] while the relay waits for it is served on, but its lease
-//! keeps nothing awake until it does.
+//! once, also while the VM is still starting; only for the answer to a create it is kept for 10 s. (One that closed only
+//! its sending side is served to the end.) A client that neither takes nor gives a byte for [`STALLED_AFTER`] while the
+//! relay waits for it is served on, but its lease keeps nothing awake until it does.
 
 use std::future::Future;
 use std::io;

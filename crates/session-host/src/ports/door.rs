@@ -18,7 +18,7 @@ use rustix::net::sockopt::{set_ipv6_v6only, set_socket_reuseaddr};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, ipproto, socket_with};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, Semaphore, watch};
 use tokio::time::{Instant, sleep};
 
 use super::Ports;
@@ -27,6 +27,10 @@ use crate::owner::{Claimant, HeldLease, Owner};
 
 /// Connections that may wait to be accepted.
 const BACKLOG: i32 = 128;
+
+/// Connections to one door that may be on their way to its container at a time. One that is paused takes none, and its guest
+/// answers none of them: yamux opens no more than 256 such streams, for all doors together.
+const UNDER_WAY_MAX: usize = 64;
 
 /// How long a container may take to listen after its VM has come up.
 const LISTENS_WITHIN: Duration = Duration::from_secs(20);
@@ -73,6 +77,7 @@ fn socket(address: SocketAddr, kind: SocketType) -> io::Result<OwnedFd> {
 
 /// Accepts until the door is closed.
 pub(super) async fn serve(listener: TcpListener, ports: Ports, door: Door, behind: watch::Receiver<Behind>) {
+    let under_way = Arc::new(Semaphore::new(UNDER_WAY_MAX));
     loop {
         let Some(mut pass) = ports.shared.entrance.pass().await else { return };
         match pass.unless_closed(listener.accept()).await {
@@ -82,9 +87,9 @@ pub(super) async fn serve(listener: TcpListener, ports: Ports, door: Door, behin
                     tracing::warn!(%door, "too many connections to published ports");
                     continue;
                 };
-                let (ports, behind) = (ports.clone(), behind.clone());
+                let (ports, behind, under_way) = (ports.clone(), behind.clone(), Arc::clone(&under_way));
                 tokio::spawn(async move {
-                    if let Err(reason) = forward(client, source, &ports, door, behind).await {
+                    if let Err(reason) = forward(client, source, &ports, door, behind, &under_way).await {
                         tracing::debug!(%door, %source, reason, "a connection was not forwarded");
                     }
                     drop(permit);
@@ -105,8 +110,9 @@ async fn forward(
     ports: &Ports,
     door: Door,
     behind: watch::Receiver<Behind>,
+    under_way: &Semaphore,
 ) -> Result<(), String> {
-    let (lease, mut stream) = enter(ports, source, door, &behind, Target::Tcp).await?;
+    let (lease, mut stream) = enter(ports, source, door, &behind, Target::Tcp, under_way).await?;
     let _ = client.set_nodelay(true);
     let traffic = Arc::new(Traffic::default());
     let mut client = Counted { inner: client, traffic: Arc::clone(&traffic) };
@@ -127,6 +133,7 @@ pub(super) async fn enter(
     door: Door,
     behind: &watch::Receiver<Behind>,
     target: impl Fn(String) -> Target,
+    under_way: &Semaphore,
 ) -> Result<(HeldLease, Stream), String> {
     let owner = ports.owner().await?;
     let (phase, generation) = {
@@ -144,7 +151,10 @@ pub(super) async fn enter(
     loop {
         let address = behind.borrow().target.map(|target| target.to_string());
         let reached = match address {
-            Some(address) => lease.forward(target(address)).await.map_err(|error| error.to_string()),
+            Some(address) => {
+                let _turn = under_way.acquire().await;
+                lease.forward(target(address)).await.map_err(|error| error.to_string())
+            }
             None => Err("its container does not run".to_owned()),
         };
         match reached {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use dormouse_agent_proto::{DATAGRAM_BYTES_MAX, Target, decode_datagram, encode_datagram};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UdpSocket;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::Ports;
@@ -99,7 +99,9 @@ async fn forward(
     door: Door,
     behind: watch::Receiver<Behind>,
 ) -> Result<(), String> {
-    let (lease, stream) = enter(ports, source, door, &behind, Target::Udp).await?;
+    // A socket for datagrams is connected at once: none waits for another.
+    let under_way = Semaphore::new(1);
+    let (lease, stream) = enter(ports, source, door, &behind, Target::Udp, &under_way).await?;
     let (mut from_guest, mut to_guest) = tokio::io::split(stream);
     let ended = lease.ended();
     tokio::pin!(ended);

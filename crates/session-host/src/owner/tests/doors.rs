@@ -6,7 +6,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UdpSocket};
 use tokio::time::timeout;
 
-use super::stage::{Call, Stage};
+use super::stage::{Call, PAUSED, Stage};
 use crate::ports::Ports;
 use crate::ports::tests::{Engine, free, new};
 
@@ -127,6 +127,26 @@ async fn a_pool_of_connections_that_is_opened_at_once_is_served_whole() {
         timeout(WITHIN, client.read_to_string(&mut answer)).await.expect("no answer").unwrap();
         assert_eq!(answer, "172.17.0.2:80 question", "{number}");
     }
+}
+
+#[tokio::test]
+async fn who_waits_for_a_container_that_takes_nobody_holds_up_no_other_door() {
+    let (mut stage, engine) = (Stage::new(), Engine::tcp(free()).running());
+    let paused = Engine { own_address: PAUSED, ..Engine::tcp(free()).running() };
+    let _ports = (published(&stage, &engine).await, published(&stage, &paused).await);
+    let mut waiting = Vec::new();
+    for _ in 0..300 {
+        waiting.push(TcpStream::connect(("127.0.0.1", paused.port)).await.unwrap());
+    }
+    let _guest = wakes(&mut stage).await;
+    // Each of them has its lease, and so its turn before whoever comes now.
+    let mut info = stage.owner.info();
+    let all = info.wait_for(|info| info.holds.iter().filter(|hold| !hold.weak).count() >= waiting.len());
+    timeout(WITHIN, all).await.expect("some hold nothing").unwrap();
+    let mut client = TcpStream::connect(("127.0.0.1", engine.port)).await.unwrap();
+    let mut greeting = [0; 14];
+    // Sooner than the host gives a guest up that doesn't answer.
+    timeout(Duration::from_secs(5), client.read_exact(&mut greeting)).await.expect("it waits too").unwrap();
 }
 
 #[tokio::test]

@@ -464,6 +464,9 @@ impl Guest {
     }
 }
 
+/// The address of a container that takes no connection.
+pub(super) const PAUSED: &str = "172.17.0.9";
+
 /// What the guest's engine tells.
 #[derive(Clone)]
 struct Engine {
@@ -497,6 +500,8 @@ async fn serve(
 ) {
     let Ok(asked) = read_json::<Request>(&mut stream).await else { return };
     match asked {
+        // As long as the host waits for it.
+        Request::Dial(Target::Tcp(address)) if address.starts_with(PAUSED) => stream_ends(stream).await,
         Request::Dial(Target::Tcp(address)) => {
             let _ = write_json(&mut stream, &AgentReply::Ok(Answer::Done)).await;
             let _ = stream.write_all(format!("{address} ").as_bytes()).await;
@@ -524,6 +529,12 @@ async fn serve(
         }
         _ => drop(write_json(&mut stream, &AgentReply::Ok(Answer::Done)).await),
     }
+}
+
+/// Says nothing until the host gives up.
+async fn stream_ends(mut stream: dormouse_mux::Stream) {
+    let mut nothing = [0; 1];
+    let _ = stream.read(&mut nothing).await;
 }
 
 /// Gives back what it is sent.

@@ -223,7 +223,15 @@ fn a_session_that_a_hook_of_the_machine_forbids_is_not_made_and_no_end_is_told()
     for (path, mode) in [(&hooks, 0o755), (&hook, 0o755)] {
         fs::set_permissions(path, fs::Permissions::from_mode(mode))?;
     }
-    refused(&stage, &["session", "create", "a"], &["a hook refused the session: not on Sundays"])?;
+    let store = stage.home().join("store");
+    fs::create_dir(&store)?;
+    fs::write(store.join("store.json"), r#"{"format": 1}"#)?;
+    fs::write(store.join("data.raw"), "precious")?;
+    let path = store.to_str().context("a path without letters")?;
+    for create in [&["session", "create", "a"][..], &["session", "create", "a", "--storage", path]] {
+        refused(&stage, create, &["a hook refused the session: not on Sundays"])?;
+    }
+    ensure!(fs::read_to_string(store.join("data.raw"))? == "precious", "a store that was there");
     for folder in ["data/sessions", "run"] {
         let left = fs::read_dir(stage.home().join(folder))?.map(|entry| Ok(entry?.path()));
         let left = left.collect::<Result<Vec<_>>>()?;
@@ -232,7 +240,7 @@ fn a_session_that_a_hook_of_the_machine_forbids_is_not_made_and_no_end_is_told()
     fs::remove_file(&hook)?;
     ensure!(dorm(&stage, &["session", "create", "a"])?.status.success());
     let told = fs::read_to_string(told)?;
-    ensure!(told == "session-created\n", "of a session that never was this was told: {told}");
+    ensure!(told == "session-created\n".repeat(2), "of a session that never was this was told: {told}");
     Ok(())
 }
 

@@ -29,6 +29,13 @@ pub(crate) fn remove(folder: &Path) -> io::Result<()> {
     finish(&removed).map(drop)
 }
 
+/// Removes the folder of a session that is not to be after all. A store elsewhere, which was there before it, stays.
+pub(crate) fn take_back(folder: &Path) -> io::Result<()> {
+    let half = half_made(folder);
+    fs::rename(folder, &half)?;
+    finish(&half).map(drop)
+}
+
 /// Finishes what a service was doing to a session's folder when it was killed. `false`: nothing, the session is whole.
 pub(crate) fn finish(folder: &Path) -> io::Result<bool> {
     match folder.extension().and_then(|ending| ending.to_str()) {
@@ -93,6 +100,23 @@ mod tests {
         assert_eq!(fs::read_dir(home.path()).unwrap().count(), 1);
         assert!(whole.join("data.raw").exists());
         remove(&whole).unwrap();
+        assert_eq!(fs::read_dir(home.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_store_that_a_session_found_stays_if_the_session_is_not_to_be() {
+        let home = tempfile::tempdir().unwrap();
+        let (folder, store) = (home.path().join("0000000000000001"), home.path().join("store"));
+        storage::make(&store, 1 << 30).unwrap();
+        let settings = crate::settings::tests::of(&store);
+        fs::create_dir(&folder).unwrap();
+        settings.write(&folder).unwrap();
+        take_back(&folder).unwrap();
+        assert!(storage::check(&store, true).is_ok() && store.join("data.raw").exists());
+        fs::create_dir(&folder).unwrap();
+        settings.write(&folder).unwrap();
+        remove(&folder).unwrap();
+        assert!(!store.exists());
         assert_eq!(fs::read_dir(home.path()).unwrap().count(), 0);
     }
 

@@ -310,11 +310,17 @@ pub(crate) fn write_json<T: Serialize>(path: &Path, value: &T) -> io::Result<()>
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
     const HOST: HostTraits =
         HostTraits { cpus: 16, memory_mib: 24 * 1024, emulation: false, network: NetworkKind::Passt };
+
+    /// Of a session that has its storage there.
+    pub(crate) fn of(storage: &Path) -> Settings {
+        let wish = CreateSession::named("work".parse().unwrap());
+        Settings::settle(&wish, SessionId::from_random(1), storage.into(), HOST).unwrap()
+    }
 
     fn settle(change: impl FnOnce(&mut CreateSession), host: HostTraits) -> Result<Settings, ApiError> {
         let mut wish = CreateSession::named("work".parse().unwrap());

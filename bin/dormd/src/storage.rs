@@ -25,7 +25,7 @@ pub(crate) fn check(path: &Path, no_create: bool) -> Result<PathBuf, ApiError> {
     }
     match fs::read_dir(path) {
         Ok(mut entries) => {
-            let is_store = path.join(MARKER).exists();
+            let is_store = is_store(path);
             if no_create && !is_store {
                 return Err(error(
                     format!("there is no store in {shown}"),
@@ -55,6 +55,11 @@ pub(crate) fn check(path: &Path, no_create: bool) -> Result<PathBuf, ApiError> {
     }
 }
 
+/// Is a store there already?
+pub(crate) fn is_store(folder: &Path) -> bool {
+    folder.join(MARKER).exists()
+}
+
 /// Makes the store in a checked folder, or takes the one that is there.
 pub(crate) fn make(folder: &Path, bytes: u64) -> Result<(), ApiError> {
     let failed = |cause: io::Error| {
@@ -67,7 +72,7 @@ pub(crate) fn make(folder: &Path, bytes: u64) -> Result<(), ApiError> {
     }
     let marker = folder.join(MARKER);
     // One that is there may be locked, and a lock is on the file, not on its name.
-    if marker.exists() {
+    if is_store(folder) {
         return Ok(());
     }
     crate::settings::write_json(&marker, &serde_json::json!({ "format": 1 })).map_err(failed)

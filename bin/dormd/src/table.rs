@@ -143,7 +143,7 @@ impl Table {
     fn insert(&self, settings: Settings, store: Option<storage::Lock>) -> io::Result<()> {
         let runtime = self.home.session_runtime(&settings.id);
         DirBuilder::new().recursive(true).mode(0o700).create(&runtime)?;
-        let (sender, info) = watch::channel(self.known(&settings));
+        let (sender, info) = watch::channel(known(&settings, &self.home.session(&settings.id), &runtime));
         let (orders, inbox) = Orders::new();
         let (listens, listening) = watch::channel(false);
         let keeper = Keeper {
@@ -175,13 +175,6 @@ impl Table {
         if timeout(LISTENING_WITHIN, all).await.is_err() {
             tracing::warn!("not every session listens yet");
         }
-    }
-
-    /// What the last host left, or what can be told of a session that never had one.
-    fn known(&self, settings: &Settings) -> SessionInfo {
-        let left =
-            crate::settings::read_json::<SessionInfo>(&self.home.session(&settings.id).join("info.json"));
-        left.unwrap_or_else(|_| fresh(settings, &self.home.session_runtime(&settings.id)))
     }
 
     /// Every session, by name.
@@ -294,12 +287,13 @@ impl Table {
             return Err(ApiError::new(ErrorCode::Storage, message).hint("a store has one session at a time"));
         }
         let settings = Settings::settle(wish, id, path, self.host_traits().await?)?;
+        let found = storage::is_store(&settings.storage);
         let half = leftovers::half_made(&folder);
         let store = build(&settings, &folder, &half).inspect_err(|_| {
             let _ = fs::remove_dir_all(&half);
         })?;
         if self.rows().contains_key(&wish.name) {
-            self.discard(&settings);
+            self.take_back(&settings, found);
             return Err(taken());
         }
         self.insert(settings, store).map_err(internal)?;
@@ -307,7 +301,8 @@ impl Table {
         let info = self.get(&wish.name)?;
         if let Err(refusal) = self.ask_hooks(&info).await {
             // It never was, so nobody is told of its end.
-            self.drop_row(&wish.name).await?;
+            let settings = self.let_go(&wish.name).await?;
+            self.take_back(&settings, found);
             return Err(refusal);
         }
         Ok(info)
@@ -409,24 +404,35 @@ impl Table {
                 );
             }
         }
-        self.drop_row(name).await
+        let settings = self.let_go(name).await?;
+        self.discard(&settings);
+        Ok(())
     }
 
     fn id_of(&self, name: &SessionName) -> Result<SessionId, ApiError> {
         self.rows().get(name).map(|row| row.settings.id.clone()).ok_or_else(|| unknown(name))
     }
 
-    /// Lets the session's host go, and removes all that it has.
-    async fn drop_row(&self, name: &SessionName) -> Result<(), ApiError> {
+    /// Lets the session's host go.
+    async fn let_go(&self, name: &SessionName) -> Result<Settings, ApiError> {
         let Some(row) = self.rows().remove(name) else { return Err(unknown(name)) };
         let _ = row.orders.send(Order::Shutdown).await;
         let _ = timeout(TERMINATED_WITHIN, row.keeper).await;
-        self.discard(&row.settings);
-        Ok(())
+        Ok(row.settings)
     }
 
+    /// Removes all that a session has.
     fn discard(&self, settings: &Settings) {
-        if let Err(error) = leftovers::remove(&self.home.session(&settings.id)) {
+        self.clear(settings, leftovers::remove);
+    }
+
+    /// Removes what was made for a session that is not to be after all: not the store that it `found`.
+    fn take_back(&self, settings: &Settings, found: bool) {
+        self.clear(settings, if found { leftovers::take_back } else { leftovers::remove });
+    }
+
+    fn clear(&self, settings: &Settings, remove: impl FnOnce(&Path) -> io::Result<()>) {
+        if let Err(error) = remove(&self.home.session(&settings.id)) {
             tracing::warn!(session = %settings.name, %error, "a session could not be removed whole");
         }
         let _ = fs::remove_dir_all(self.home.session_runtime(&settings.id));
@@ -482,6 +488,20 @@ fn template_info(template: &Template) -> TemplateInfo {
     }
 }
 
+/// What the last host left, or what can be told of a session that never had one.
+fn known(settings: &Settings, folder: &Path, runtime: &Path) -> SessionInfo {
+    let fresh = fresh(settings, runtime);
+    match crate::settings::read_json::<SessionInfo>(&folder.join("info.json")) {
+        // Its sockets are where this service listens, which needn't be where the last one did, and its settings may have been
+        // changed while it had no host.
+        Ok(left) => {
+            let SessionInfo { docker_socket, control_socket, idle, crash, .. } = fresh;
+            SessionInfo { docker_socket, control_socket, idle, crash, ..left }
+        }
+        Err(_) => fresh,
+    }
+}
+
 /// A session that never had a host.
 fn fresh(settings: &Settings, runtime: &Path) -> SessionInfo {
     SessionInfo {
@@ -528,5 +548,25 @@ fn fresh(settings: &Settings, runtime: &Path) -> SessionInfo {
         termination: None,
         docker_socket: runtime.join("docker.sock"),
         control_socket: runtime.join("control.sock"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sessions_sockets_are_where_this_service_listens_whatever_the_last_host_left() {
+        let home = tempfile::tempdir().unwrap();
+        let folder = home.path();
+        let mut settings = crate::settings::tests::of(folder);
+        let mut left = fresh(&settings, Path::new("/run/then"));
+        left.vm.start_count = 7;
+        crate::settings::write_json(&folder.join("info.json"), &left).unwrap();
+        settings.doze_seconds += 1;
+        let known = known(&settings, folder, Path::new("/run/now"));
+        assert_eq!(known.docker_socket, Path::new("/run/now/docker.sock"));
+        assert_eq!(known.control_socket, Path::new("/run/now/control.sock"));
+        assert_eq!((known.vm.start_count, known.idle.doze_seconds), (7, settings.doze_seconds));
     }
 }

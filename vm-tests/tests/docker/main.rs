@@ -1,5 +1,6 @@
 //! What a docker client sees of a session: the real docker client and compose, a real engine, asleep and awake.
 
+mod compose;
 mod ports;
 mod tls;
 
@@ -16,28 +17,18 @@ use rustix::process::{Signal, kill_process};
 use serde_json::value::RawValue;
 use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdout};
+use tokio::time::timeout;
 
 /// How long a VM may stay up that is only polled.
 const POLLED_WITHIN: Duration = Duration::from_secs(120);
 
+/// How long a client that follows may take to say what is waited for.
+const HEARD_WITHIN: Duration = Duration::from_secs(120);
+
+const EVENTS: [&str; 3] = ["events", "--format", "json"];
+
 /// How long an IDE polls.
 const POLLING: Duration = Duration::from_secs(30);
-
-const COMPOSE: &str = "
-services:
-  web:
-    image: busybox
-    command: sh -c 'echo hello from web; mkdir -p /data; echo served > /data/index.html; exec httpd -f -p 80 -h /data'
-    volumes: ['pages:/data']
-    stop_grace_period: 1s
-  other:
-    image: busybox
-    command: sh -c 'until wget -q -O - http://web/; do sleep 1; done; exec sleep 100000'
-    depends_on: [web]
-    stop_grace_period: 1s
-volumes:
-  pages: {}
-";
 
 /// One home for all of it: each VM start costs seconds.
 #[tokio::test(flavor = "multi_thread")]
@@ -55,12 +46,14 @@ async fn docker_clients_can_not_tell_a_session_from_an_engine_but_that_it_sleeps
     ports::ports_are_published_on_the_host(&stage, &session).await?;
     ports::datagrams_are_forwarded(&stage, &session).await?;
     tls::only_clients_with_a_certificate_are_served(&stage, &session).await?;
-    let mut events = Events::listen(&stage, &session)?;
-    compose_works_over_a_sleep(&stage, &session).await?;
+    let mut events = Following::of(stage.docker(&session, &EVENTS))?;
+    compose::a_project_works_over_a_sleep(&stage, &session).await?;
     events.heard("create").await?;
+    // Nothing was removed before the sleep.
+    events.heard("destroy").await?;
     drop(events);
     let asleep = reads_wake_nothing(&stage, &session).await?;
-    let mut events = Events::listen(&stage, &session)?;
+    let mut events = Following::of(stage.docker(&session, &EVENTS))?;
     stage.succeed(&session, &["run", "--rm", "--name", "after", "busybox", "true"]).await?;
     let info = inspect(&session).await?;
     ensure!(info.vm.start_count == asleep.vm.start_count + 1, "{:?}", info.vm);
@@ -138,46 +131,6 @@ async fn host_paths_are_refused_and_the_engines_socket_is_there(
         let bind = format!("{socket}:/s");
         stage.succeed(session, &["run", "--rm", "-v", &bind, "busybox", "test", "-S", "/s"]).await?;
     }
-    Ok(())
-}
-
-fn compose(stage: &Stage, session: &SessionInfo, arguments: &[&str]) -> Result<Command> {
-    let folder = stage.home().join("project");
-    std::fs::create_dir_all(&folder)?;
-    std::fs::write(folder.join("compose.yaml"), COMPOSE)?;
-    let mut command = stage.docker(session, &["compose", "--ansi", "never"]);
-    command.args(arguments).current_dir(folder);
-    Ok(command)
-}
-
-async fn composed(stage: &Stage, session: &SessionInfo, arguments: &[&str]) -> Result<String> {
-    let output = stage.finish(session, compose(stage, session, arguments)?).await?;
-    let errors = String::from_utf8_lossy(&output.stderr);
-    ensure!(
-        output.status.success(),
-        "compose {arguments:?} ended with {}: {errors}\n{}",
-        output.status,
-        stage.logs(session)
-    );
-    Ok(String::from_utf8(output.stdout)?)
-}
-
-async fn compose_works_over_a_sleep(stage: &Stage, session: &SessionInfo) -> Result<()> {
-    composed(stage, session, &["up", "--detach"]).await?;
-    let page =
-        composed(stage, session, &["exec", "-T", "other", "wget", "-q", "-O", "-", "http://web/"]).await?;
-    ensure!(page == "served\n", "{page}");
-    let logs = composed(stage, session, &["logs", "--no-color", "web"]).await?;
-    ensure!(logs.contains("hello from web"), "{logs}");
-    composed(stage, session, &["stop"]).await?;
-    fall_asleep(session).await?;
-    composed(stage, session, &["start"]).await?;
-    let page =
-        composed(stage, session, &["exec", "-T", "other", "wget", "-q", "-O", "-", "http://web/"]).await?;
-    ensure!(page == "served\n", "{page}");
-    composed(stage, session, &["down", "--volumes"]).await?;
-    let volumes = stage.succeed(session, &["volume", "ls", "--quiet"]).await?;
-    ensure!(!volumes.contains("pages"), "{volumes}");
     Ok(())
 }
 
@@ -327,19 +280,18 @@ fn find_kept(stage: &Stage) -> std::io::Result<Vec<u8>> {
     Err(std::io::ErrorKind::NotFound.into())
 }
 
-/// `docker events`, open all the time.
-struct Events {
-    _client: Child,
+/// A client that tells what happens, and what it has told so far.
+struct Following {
+    client: Child,
     lines: Lines<BufReader<ChildStdout>>,
 }
 
-impl Events {
-    fn listen(stage: &Stage, session: &SessionInfo) -> Result<Self> {
-        let mut command =
-            tokio::process::Command::from(stage.docker(session, &["events", "--format", "json"]));
+impl Following {
+    fn of(client: Command) -> Result<Self> {
+        let mut command = tokio::process::Command::from(client);
         let mut client = command.stdout(Stdio::piped()).kill_on_drop(true).spawn()?;
         let stdout = client.stdout.take().context("a pipe was asked for")?;
-        Ok(Self { _client: client, lines: BufReader::new(stdout).lines() })
+        Ok(Self { client, lines: BufReader::new(stdout).lines() })
     }
 
     async fn heard(&mut self, word: &str) -> Result<()> {
@@ -349,8 +301,19 @@ impl Events {
                     return Ok(());
                 }
             }
-            anyhow::bail!("the stream of events ended before {word:?} was heard")
+            anyhow::bail!("the stream ended before {word:?} was heard")
         };
-        tokio::time::timeout(Duration::from_secs(120), hearing).await.context("no such event came")?
+        timeout(HEARD_WITHIN, hearing).await.with_context(|| format!("nobody says {word:?}"))?
+    }
+
+    /// It ends by itself.
+    async fn ends(mut self) -> Result<()> {
+        let ending = async {
+            while self.lines.next_line().await?.is_some() {}
+            anyhow::Ok(self.client.wait().await?)
+        };
+        let status = timeout(HEARD_WITHIN, ending).await.context("it goes on and on")??;
+        ensure!(status.success(), "it ended with {status}");
+        Ok(())
     }
 }

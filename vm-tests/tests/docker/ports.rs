@@ -91,6 +91,9 @@ pub(crate) async fn ports_are_published_on_the_host(stage: &Stage, session: &Ses
     let wide = free()?;
     server(stage, session, "wide", &format!("0.0.0.0:{wide}:80")).await?;
     ensure!(fetch(&format!("127.0.0.2:{wide}"))?.ends_with("served\n"));
+    server(stage, session, "six", &format!("[::1]:{wide}:80")).await?;
+    ensure!(fetch(&format!("[::1]:{wide}"))?.ends_with("served\n"));
+    stage.succeed(session, &["rm", "--force", "six"]).await?;
 
     // One of several: the next that neither another container nor another program of the host has.
     let (taken, range) = range_behind_a_taken_number()?;

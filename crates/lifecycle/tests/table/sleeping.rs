@@ -20,6 +20,19 @@ fn a_request_after_the_commit_waits_for_the_next_vm_and_a_hooks_request_is_serve
 }
 
 #[test]
+fn whoever_comes_in_any_step_of_a_sleep_is_served_by_the_next_vm_in_the_order_of_coming() {
+    let (mut desk, ask) = Desk::committed(Config::default());
+    desk.ask(2);
+    let actions = desk.act(Event::HooksDone { ask });
+    desk.ask(3);
+    desk.act(Event::SleepDone { ask: sleep_ask(&actions) });
+    desk.ask(4);
+    let ready = desk.ready(2);
+    let grants: Vec<_> = ready.into_iter().filter(|action| matches!(action, Action::Grant { .. })).collect();
+    assert_eq!(grants, [granted(2, 2), granted(3, 2), granted(4, 2)]);
+}
+
+#[test]
 fn hooks_that_hang_are_not_waited_for_longer_than_their_bound() {
     let (mut desk, _) = Desk::committed(Config::default());
     let before = desk.now;

@@ -1,6 +1,6 @@
 //! Archives that come and go: files, standard input and output, folders.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, IsTerminal, Read, Write};
 use std::path::{Path, PathBuf};
 use std::thread;
@@ -47,7 +47,8 @@ impl Write for Sink {
     }
 }
 
-/// An archive that is written by `make` while it is sent. What goes wrong there breaks the request off.
+/// An archive that is written by `make` while it is sent. What goes wrong there breaks the request off, and is what its
+/// user is told.
 pub(crate) fn made(make: impl FnOnce(&mut Sink) -> io::Result<()> + Send + 'static) -> Payload {
     let (pieces, queue) = mpsc::channel(QUEUE);
     thread::spawn(move || {
@@ -59,16 +60,35 @@ pub(crate) fn made(make: impl FnOnce(&mut Sink) -> io::Result<()> + Send + 'stat
     Payload::archive(stream::unfold(queue, async |mut queue| queue.recv().await.map(|piece| (piece, queue))))
 }
 
+/// Names what couldn't be read: neither the system nor `tar` does.
+pub(crate) fn unreadable(path: &Path) -> impl FnOnce(io::Error) -> io::Error {
+    move |error| io::Error::new(error.kind(), format!("can't read {}: {error}", path.display()))
+}
+
+/// What is in a folder, in the order of names, so that the same folder is the same archive.
+pub(crate) fn entries(folder: &Path) -> io::Result<Vec<fs::DirEntry>> {
+    let entries = fs::read_dir(folder).and_then(Iterator::collect::<io::Result<Vec<_>>>);
+    let mut entries = entries.map_err(unreadable(folder))?;
+    entries.sort_by_key(fs::DirEntry::file_name);
+    Ok(entries)
+}
+
+/// Adds a file, a link, or a folder without what is in it.
+pub(crate) fn append(archive: &mut tar::Builder<&mut dyn Write>, path: &Path, name: &Path) -> io::Result<()> {
+    archive.append_path_with_name(path, name).map_err(unreadable(path))
+}
+
 /// An archive from a file, or from standard input for `-`.
 pub(crate) fn read(path: &Path, progress: Progress) -> Result<Payload, Failure> {
-    let mut from: Box<dyn Read + Send> = if path == Path::new("-") {
+    let input = path == Path::new("-");
+    let name = PathBuf::from(if input { Path::new("standard input") } else { path });
+    let mut from: Box<dyn Read + Send> = if input {
         if io::stdin().is_terminal() {
             return Err(Failure::new("an archive can't be typed").hint("pipe it in, or name a file"));
         }
         Box::new(io::stdin())
     } else {
-        let file = File::open(path)
-            .map_err(|error| Failure::new(format!("can't read {}: {error}", path.display())))?;
+        let file = File::open(path).map_err(unreadable(path))?;
         if file.metadata()?.is_dir() {
             return Err(Failure::new(format!("{} is a folder", path.display())).hint("an archive is a file"));
         }
@@ -77,7 +97,7 @@ pub(crate) fn read(path: &Path, progress: Progress) -> Result<Payload, Failure> 
     Ok(made(move |sink| {
         let mut buffer = vec![0; CHUNK];
         loop {
-            let length = from.read(&mut buffer)?;
+            let length = from.read(&mut buffer).map_err(unreadable(&name))?;
             if length == 0 {
                 return Ok(());
             }
@@ -162,7 +182,7 @@ pub(crate) fn unpacking(
 }
 
 fn broken(error: dormouse_client::ClientError) -> Failure {
-    Failure::Lost(format!("the archive broke off: {error}"))
+    Failure::lost("the archive broke off", error)
 }
 
 /// Binary data on a terminal helps nobody.
@@ -173,4 +193,41 @@ pub(crate) fn refuse_terminal(to: Option<&Path>) -> Result<(), Failure> {
         );
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use dormouse_client::{Call, Engine};
+
+    use super::*;
+
+    /// It can be opened, and nothing lies at its beginning, for root neither.
+    const BROKEN: &str = "/proc/self/mem";
+
+    #[test]
+    fn what_cant_be_added_to_an_archive_is_named_whatever_it_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut packed = Vec::<u8>::new();
+        let mut archive = tar::Builder::new(&mut packed as &mut dyn Write);
+        let missing = folder.path().join("missing");
+        for path in [Path::new(BROKEN), missing.as_path()] {
+            let error = append(&mut archive, path, Path::new("x")).unwrap_err();
+            assert!(error.to_string().starts_with(&format!("can't read {}: ", path.display())), "{error}");
+        }
+        let error = entries(&missing).unwrap_err();
+        assert!(error.to_string().starts_with(&format!("can't read {}: ", missing.display())), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_file_that_breaks_off_while_it_is_sent_is_told_as_such_and_no_engine_went_away() {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("socket");
+        // Nobody needs to answer.
+        let _listener = tokio::net::UnixListener::bind(&socket).unwrap();
+        let payload = read(Path::new(BROKEN), Progress::none()).unwrap();
+        let call = Call::new(http::Method::POST, "/images/load").payload(payload);
+        let failure = Failure::from(Engine::new(&socket).send(call).await.unwrap_err());
+        assert!(matches!(failure, Failure::Said(_)), "{failure:?}");
+        assert!(failure.message().starts_with(&format!("can't read {BROKEN}: ")), "{failure:?}");
+    }
 }

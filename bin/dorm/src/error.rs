@@ -49,6 +49,14 @@ impl Failure {
         Self::Said(Box::new(Said { message, hint: None, details: None, code: FAILED }))
     }
 
+    /// What broke off, because the engine's connection broke; or what couldn't be sent, which is told at once.
+    pub(crate) fn lost(what: &str, error: ClientError) -> Self {
+        match error {
+            ClientError::Body(error) => Self::new(error),
+            error => Self::Lost(format!("{what}: {error}")),
+        }
+    }
+
     /// Adds what to try, unless there is a hint already.
     #[must_use]
     pub(crate) fn hint(mut self, hint: impl fmt::Display) -> Self {
@@ -153,7 +161,7 @@ impl From<EngineError> for Failure {
     fn from(error: EngineError) -> Self {
         match error {
             EngineError::Refused { message, .. } => Self::new(message.trim().replace('\n', " ")),
-            EngineError::Lost(error) => Self::Lost(format!("the engine went away: {error}")),
+            EngineError::Lost(error) => Self::lost("the engine went away", error),
         }
     }
 }
@@ -188,6 +196,16 @@ mod tests {
         let failure = Failure::new("no").hint("try this").hint("or that");
         let Failure::Said(said) = failure else { panic!("it has words") };
         assert_eq!(said.to_string(), "error: no\nhint: try this");
+    }
+
+    #[test]
+    fn what_couldnt_be_sent_is_no_engine_that_went_away() {
+        let error = io::Error::other("can't read x: Permission denied");
+        let failure = Failure::from(EngineError::Lost(ClientError::Body(error)));
+        assert!(matches!(failure, Failure::Said(_)));
+        assert_eq!(failure.message(), "can't read x: Permission denied");
+        let failure = Failure::from(EngineError::Lost(ClientError::Answer("no".to_owned())));
+        assert!(matches!(failure, Failure::Lost(_)));
     }
 
     #[test]

@@ -158,7 +158,7 @@ fn pass_on(first: Bytes, lines: JsonLines) -> Payload {
     let rest = stream::unfold(lines, async |mut lines| match lines.bytes().await {
         Ok(Some(bytes)) => Some((Ok(bytes), lines)),
         Ok(None) => None,
-        Err(error) => Some((Err(io::Error::other(error.to_string())), lines)),
+        Err(error) => Some((Err(io::Error::other(format!("the archive broke off: {error}"))), lines)),
     });
     Payload::archive(stream::iter([Ok(first)]).chain(rest))
 }

@@ -49,8 +49,7 @@ pub(crate) async fn show(mut lines: JsonLines, shown: Shown) -> Result<Vec<Value
     let mut aside = Vec::new();
     loop {
         let next = lines.next::<Message>().await;
-        let Some(message) =
-            next.map_err(|error| Failure::Lost(format!("the engine's answer broke off: {error}")))?
+        let Some(message) = next.map_err(|error| Failure::lost("the engine's answer broke off", error))?
         else {
             return Ok(aside);
         };

@@ -1,10 +1,12 @@
 //! HTTP/1.1 + JSON over a unix socket: one connection per request.
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use dormouse_api::{ApiError, ErrorCode, Hold, WARNING_HEADER};
 use http::{Method, Request, Response, StatusCode, header};
+use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::body::{Body, Bytes, Incoming};
 use hyper::client::conn::http1::SendRequest;
@@ -12,6 +14,7 @@ use hyper_util::rt::TokioIo;
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::net::UnixStream;
+use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 /// Longest wait for a connection, in seconds. Only a service whose backlog is full makes anyone wait.
@@ -45,10 +48,13 @@ pub(crate) fn tell_warnings<B>(response: &Response<B>, warn: Warn) {
 pub enum ClientError {
     /// Nobody listens there.
     #[error("nobody answers on {0:?}")]
-    Connect(PathBuf, #[source] std::io::Error),
+    Connect(PathBuf, #[source] io::Error),
     /// The connection broke, or what came was no HTTP.
     #[error("the connection broke")]
     Http(#[from] hyper::Error),
+    /// What was to be sent couldn't be had, in the words of whoever made it.
+    #[error(transparent)]
+    Body(io::Error),
     /// The answer is not what the API promises.
     #[error("the answer makes no sense: {0}")]
     Answer(String),
@@ -115,7 +121,8 @@ impl Endpoint {
         path: &str,
         body: &B,
     ) -> Result<T, ClientError> {
-        let bytes = collect(self.send(method, path, body, None).await?.into_body()).await?;
+        let response = self.send(method, path, body, None).await?;
+        let bytes = collect(response.into_body(), Unsent::never()).await?;
         let text: &[u8] = if bytes.is_empty() { b"null" } else { &bytes };
         serde_json::from_slice(text).map_err(|error| ClientError::Answer(error.to_string()))
     }
@@ -125,7 +132,7 @@ impl Endpoint {
     /// # Errors
     /// See [`ClientError`].
     pub async fn lines(&self, path: &str) -> Result<JsonLines, ClientError> {
-        Ok(JsonLines::new(self.send(Method::GET, path, &(), None).await?.into_body()))
+        Ok(JsonLines::new(self.send(Method::GET, path, &(), None).await?.into_body(), Unsent::never()))
     }
 
     /// Sends a request that turns its connection into a byte stream of `protocol`.
@@ -199,7 +206,7 @@ fn request<B: Serialize>(
 }
 
 async fn refusal(status: StatusCode, response: Response<Incoming>) -> ClientError {
-    match collect(response.into_body()).await {
+    match collect(response.into_body(), Unsent::never()).await {
         Ok(bytes) => match serde_json::from_slice::<ApiError>(&bytes) {
             Ok(error) => error.into(),
             Err(_) => ClientError::Answer(format!("status {status}: {}", String::from_utf8_lossy(&bytes))),
@@ -208,10 +215,41 @@ async fn refusal(status: StatusCode, response: Response<Incoming>) -> ClientErro
     }
 }
 
-pub(crate) async fn collect(body: Incoming) -> Result<Bytes, ClientError> {
+/// Why what is sent broke off, if it did. Hyper itself tells whoever waits for an answer, but nobody who reads one.
+#[derive(Debug)]
+pub(crate) struct Unsent(oneshot::Receiver<io::Error>);
+
+impl Unsent {
+    /// Of what can't break off.
+    pub(crate) fn never() -> Self {
+        Self(oneshot::channel().1)
+    }
+
+    /// Of a body; the one that comes back is to be sent in its stead.
+    pub(crate) fn of(body: UnsyncBoxBody<Bytes, io::Error>) -> (Self, UnsyncBoxBody<Bytes, io::Error>) {
+        let (tell, told) = oneshot::channel();
+        let mut tell = Some(tell);
+        let telling = body.map_err(move |error| {
+            let kind = error.kind();
+            if let Some(tell) = tell.take() {
+                // Whoever sends it may have gone.
+                let _ = tell.send(error);
+            }
+            io::Error::from(kind)
+        });
+        (Self(told), telling.boxed_unsync())
+    }
+
+    /// What a broken connection comes from.
+    pub(crate) fn why(&mut self, broken: hyper::Error) -> ClientError {
+        self.0.try_recv().map_or_else(|_| broken.into(), ClientError::Body)
+    }
+}
+
+pub(crate) async fn collect(body: Incoming, mut unsent: Unsent) -> Result<Bytes, ClientError> {
     let collected = Limited::new(body, ANSWER_BYTES_MAX).collect().await;
     let collected = collected.map_err(|error| match error.downcast::<hyper::Error>() {
-        Ok(error) => ClientError::Http(*error),
+        Ok(error) => unsent.why(*error),
         Err(error) if error.is::<LengthLimitError>() => ClientError::Answer("it is too long".to_owned()),
         Err(error) => ClientError::Answer(error.to_string()),
     })?;
@@ -223,11 +261,12 @@ pub(crate) async fn collect(body: Incoming) -> Result<Bytes, ClientError> {
 pub struct JsonLines {
     body: Incoming,
     buffer: Vec<u8>,
+    unsent: Unsent,
 }
 
 impl JsonLines {
-    pub(crate) fn new(body: Incoming) -> Self {
-        Self { body, buffer: Vec::new() }
+    pub(crate) fn new(body: Incoming, unsent: Unsent) -> Self {
+        Self { body, buffer: Vec::new(), unsent }
     }
 
     /// The next value; `None` once the other side has ended the answer.
@@ -258,7 +297,7 @@ impl JsonLines {
     /// See [`ClientError`].
     pub async fn bytes(&mut self) -> Result<Option<Bytes>, ClientError> {
         while let Some(frame) = self.body.frame().await {
-            if let Ok(bytes) = frame?.into_data() {
+            if let Ok(bytes) = frame.map_err(|error| self.unsent.why(error))?.into_data() {
                 return Ok(Some(bytes));
             }
         }

@@ -16,7 +16,7 @@ use hyper_util::rt::TokioIo;
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::Value;
 
-use crate::connection::{collect, connect, tell_warnings};
+use crate::connection::{Unsent, collect, connect, tell_warnings};
 use crate::{ClientError, JsonLines, Upgraded, Warn};
 
 /// The version of Docker's API that is spoken, as paths begin with it: that of the engine in the guest image.
@@ -42,7 +42,7 @@ pub enum EngineError {
         /// What it said.
         message: String,
     },
-    /// The engine can't be reached, or went away.
+    /// The engine can't be reached, or went away; or what it was to be sent couldn't be had.
     #[error(transparent)]
     Lost(#[from] ClientError),
 }
@@ -109,6 +109,7 @@ impl Call {
 #[derive(Debug)]
 pub struct Reply {
     response: Response<Incoming>,
+    unsent: Unsent,
 }
 
 impl Reply {
@@ -123,7 +124,7 @@ impl Reply {
     /// # Errors
     /// When the connection breaks, or the body is too long.
     pub async fn bytes(self) -> Result<Bytes, EngineError> {
-        Ok(collect(self.response.into_body()).await?)
+        Ok(collect(self.response.into_body(), self.unsent).await?)
     }
 
     /// The whole body as JSON; nothing is `null`.
@@ -139,7 +140,7 @@ impl Reply {
     /// The body as it comes: JSON lines, or bytes.
     #[must_use]
     pub fn lines(self) -> JsonLines {
-        JsonLines::new(self.response.into_body())
+        JsonLines::new(self.response.into_body(), self.unsent)
     }
 }
 
@@ -199,11 +200,12 @@ impl Engine {
     /// # Errors
     /// See [`EngineError`].
     pub async fn send(&self, call: Call) -> Result<Reply, EngineError> {
-        let response = self.exchange(call).await?;
-        if response.status().is_success() || response.status() == StatusCode::NOT_MODIFIED {
-            return Ok(Reply { response });
+        let reply = self.exchange(call).await?;
+        let status = reply.response.status();
+        if status.is_success() || status == StatusCode::NOT_MODIFIED {
+            return Ok(reply);
         }
-        Err(refusal(response).await)
+        Err(refusal(reply).await)
     }
 
     /// Sends a request that turns its connection into a byte stream. The stream may be half-closed.
@@ -222,14 +224,14 @@ impl Engine {
         let call = call
             .header(header::CONNECTION, HeaderValue::from_static("Upgrade"))
             .header(header::UPGRADE, HeaderValue::from_static(protocol));
-        let response = self.exchange(call).await?;
-        if response.status() != StatusCode::SWITCHING_PROTOCOLS {
-            return Err(refusal(response).await);
+        let reply = self.exchange(call).await?;
+        if reply.response.status() != StatusCode::SWITCHING_PROTOCOLS {
+            return Err(refusal(reply).await);
         }
-        Ok(TokioIo::new(hyper::upgrade::on(response).await.map_err(ClientError::from)?))
+        Ok(TokioIo::new(hyper::upgrade::on(reply.response).await.map_err(ClientError::from)?))
     }
 
-    async fn exchange(&self, call: Call) -> Result<Response<Incoming>, EngineError> {
+    async fn exchange(&self, call: Call) -> Result<Reply, EngineError> {
         let mut request = Request::builder()
             .method(call.method)
             .uri(format!("{}{}", self.version, call.path))
@@ -250,11 +252,12 @@ impl Engine {
                 body
             }
         };
+        let (mut unsent, body) = Unsent::of(body);
         let request = request.body(body).map_err(|error| ClientError::Answer(error.to_string()))?;
         let mut sender = connect(&self.socket).await?;
-        let response = sender.send_request(request).await.map_err(ClientError::from)?;
+        let response = sender.send_request(request).await.map_err(|error| unsent.why(error))?;
         tell_warnings(&response, self.warn);
-        Ok(response)
+        Ok(Reply { response, unsent })
     }
 }
 
@@ -263,20 +266,20 @@ fn whole(bytes: Bytes) -> UnsyncBoxBody<Bytes, io::Error> {
 }
 
 /// Docker's errors, and those that Dormouse gives in its place, are an object with a message.
-async fn refusal(response: Response<Incoming>) -> EngineError {
+async fn refusal(reply: Reply) -> EngineError {
     #[derive(Deserialize)]
     struct Message {
         message: String,
     }
-    let status = response.status().as_u16();
-    match collect(response.into_body()).await {
+    let status = reply.response.status().as_u16();
+    match reply.bytes().await {
         Ok(bytes) => {
             let message = serde_json::from_slice::<Message>(&bytes)
                 .map_or_else(|_| String::from_utf8_lossy(&bytes).trim().to_owned(), |said| said.message);
             let message = if message.is_empty() { format!("the engine answers {status}") } else { message };
             EngineError::Refused { status, message }
         }
-        Err(error) => error.into(),
+        Err(error) => error,
     }
 }
 
@@ -352,6 +355,9 @@ fn encode(text: &mut String, raw: &str, plain: impl Fn(u8) -> bool) {
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::{UnixListener, UnixStream};
+
     use super::*;
 
     #[test]
@@ -364,21 +370,58 @@ mod tests {
         assert_eq!(target.text(), format!("/containers/a%20b%3F/../x/json?filters={encoded}"));
     }
 
+    /// Gives a client that has asked this answer.
+    async fn answer(client: &mut UnixStream, answer: &str) {
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            head.push(client.read_u8().await.unwrap());
+        }
+        client.write_all(answer.as_bytes()).await.unwrap();
+    }
+
     /// Gives every client that connects this answer.
-    fn answering(folder: &std::path::Path, answer: &'static str) -> PathBuf {
-        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    fn answering(folder: &std::path::Path, words: &'static str) -> PathBuf {
         let path = folder.join("socket");
-        let listener = tokio::net::UnixListener::bind(&path).unwrap();
+        let listener = UnixListener::bind(&path).unwrap();
         tokio::spawn(async move {
             while let Ok((mut client, _)) = listener.accept().await {
-                let mut head = Vec::new();
-                while !head.ends_with(b"\r\n\r\n") {
-                    head.push(client.read_u8().await.unwrap());
-                }
-                client.write_all(answer.as_bytes()).await.unwrap();
+                answer(&mut client, words).await;
             }
         });
         path
+    }
+
+    /// An archive that can't be read any more once this is over.
+    fn breaking_off(after: impl Future<Output = ()> + Send + 'static) -> Payload {
+        Payload::archive(futures_util::stream::once(async move {
+            after.await;
+            Err::<Bytes, _>(io::Error::other("can't read it"))
+        }))
+    }
+
+    #[tokio::test]
+    async fn why_what_is_sent_breaks_off_is_told_before_an_answer_and_in_the_middle_of_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("socket");
+        let listener = UnixListener::bind(&path).unwrap();
+        let engine = Engine::new(&path);
+        let call = |payload| Call::new(Method::POST, "/images/load").payload(payload);
+        let (go, wait) = tokio::sync::oneshot::channel::<()>();
+        let (reply, _client) =
+            tokio::join!(engine.send(call(breaking_off(async move { wait.await.unwrap() }))), async {
+                let (mut client, _) = listener.accept().await.unwrap();
+                let words = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n1\n\r\n";
+                answer(&mut client, words).await;
+                client
+            });
+        let mut lines = reply.unwrap().lines();
+        assert_eq!(lines.next::<u64>().await.unwrap(), Some(1));
+        go.send(()).unwrap();
+        let broken = lines.next::<u64>().await.unwrap_err();
+        assert!(matches!(&broken, ClientError::Body(error) if error.to_string() == "can't read it"));
+        // Nobody answers the second.
+        let broken = engine.send(call(breaking_off(std::future::ready(())))).await.unwrap_err();
+        assert!(matches!(&broken, EngineError::Lost(ClientError::Body(_))), "{broken}");
     }
 
     #[tokio::test]

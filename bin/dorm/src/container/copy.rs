@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::{self, IsTerminal, Write};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use base64::Engine as _;
@@ -12,7 +13,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::unknown;
-use crate::archive;
+use crate::archive::{self, unreadable};
 use crate::context::Context;
 use crate::error::{Done, Failure, SUCCESS};
 use crate::operation::Operation;
@@ -66,6 +67,7 @@ impl Side {
 /// What is at a path in a container.
 #[derive(Debug, Deserialize)]
 struct Stat {
+    name: String,
     mode: u32,
     #[serde(rename = "linkTarget")]
     link_target: String,
@@ -75,6 +77,18 @@ struct Stat {
 const GO_FOLDER: u32 = 1 << 31;
 /// Go's bit for a symbolic link.
 const GO_LINK: u32 = 1 << 27;
+
+impl Stat {
+    fn is_folder(&self) -> bool {
+        self.mode & GO_FOLDER != 0
+    }
+
+    /// Is it a folder's contents, and not the folder, that are sent? By these names the engine calls what was asked for
+    /// as `/dir/.`, or as the root.
+    fn is_contents(&self) -> bool {
+        self.is_folder() && matches!(self.name.as_str(), "." | "/")
+    }
+}
 
 impl Copy {
     pub(crate) async fn run(self, context: &Context) -> Done {
@@ -142,7 +156,7 @@ impl Copy {
             .map_err(|error| Failure::new(format!("can't write to {}: {error}", folder.display())))?;
         let packed = beside.join("archive.tar");
         let copied = match archive::write(reply.lines(), Some(packed.clone()), progress).await {
-            Ok(()) => unpack(&packed, &beside, &folder, name.as_deref()),
+            Ok(()) => unpack(&packed, &beside, &folder, name.as_deref(), stat.is_contents()),
             Err(failure) => Err(failure),
         };
         let _ = fs::remove_dir_all(&beside);
@@ -161,7 +175,7 @@ impl Copy {
             path = link.link_target.clone();
             there = stat(engine, container, &path).await?;
         }
-        let is_folder = there.as_ref().is_some_and(|stat| stat.mode & GO_FOLDER != 0);
+        let is_folder = there.as_ref().is_some_and(Stat::is_folder);
         let (folder, payload) = if from == "-" {
             if !is_folder {
                 return Err(Failure::new(format!("{path:?} in {container:?} is no folder"))
@@ -170,11 +184,7 @@ impl Copy {
             (path, archive::read(Path::new("-"), self.progress())?)
         } else {
             let source = Path::new(from);
-            let metadata = if self.follow_link || from.ends_with('/') {
-                fs::metadata(source)?
-            } else {
-                fs::symlink_metadata(source)?
-            };
+            let metadata = looked_at(source, self.follow_link)?;
             let (folder, name) = match &there {
                 Some(_) if is_folder && from.ends_with("/.") => (path, ".".to_owned()),
                 Some(_) if is_folder => (path, base(source)?),
@@ -221,13 +231,12 @@ fn decoded(header: &str) -> Option<Stat> {
 
 /// The folder that an archive is unpacked into, and the name that its only entry gets; `None`: it keeps its own.
 fn place(to: &Path, as_folder: bool, stat: &Stat) -> Result<(PathBuf, Option<String>), Failure> {
-    let is_folder = stat.mode & GO_FOLDER != 0;
     match fs::metadata(to) {
         Ok(there) if there.is_dir() => Ok((to.to_owned(), None)),
-        Ok(_) if is_folder => {
+        Ok(_) if stat.is_folder() => {
             Err(Failure::new(format!("a folder can't be copied to the file {}", to.display())))
         }
-        Err(_) if as_folder && !is_folder => {
+        Err(_) if as_folder && !stat.is_folder() => {
             Err(Failure::new(format!("{} is no folder", to.display())).hint("make it first"))
         }
         _ => {
@@ -241,44 +250,106 @@ fn place(to: &Path, as_folder: bool, stat: &Stat) -> Result<(PathBuf, Option<Str
     }
 }
 
-/// Unpacks below `beside`, then moves what came to its place.
-fn unpack(packed: &Path, beside: &Path, folder: &Path, name: Option<&str>) -> Result<(), Failure> {
+/// Unpacks below `beside`, then moves what came to its place: the only entry, or all of it if that is a folder's contents.
+fn unpack(
+    packed: &Path,
+    beside: &Path,
+    folder: &Path,
+    name: Option<&str>,
+    contents: bool,
+) -> Result<(), Failure> {
     let failed = |error: io::Error| Failure::new(format!("can't unpack into {}: {error}", folder.display()));
     let mut entries = tar::Archive::new(fs::File::open(packed).map_err(failed)?);
     entries.set_preserve_mtime(true);
-    if name.is_none() {
+    let Some(name) = name else {
         // Never outside of the folder, whatever the entries are called or linked to.
         return entries.unpack(folder).map_err(failed);
-    }
+    };
     let inside = beside.join("files");
     fs::create_dir(&inside).map_err(failed)?;
     entries.unpack(&inside).map_err(failed)?;
-    let mut came = fs::read_dir(&inside).map_err(failed)?;
-    let Some(first) = came.next().transpose().map_err(failed)? else { return Ok(()) };
-    let to = folder.join(name.unwrap_or_default());
-    // A folder's own contents, which were asked for by `/.`, have no single entry.
-    let from = if came.next().is_some() { inside.clone() } else { first.path() };
-    fs::rename(from, to).map_err(failed)
+    let from = if contents {
+        inside
+    } else {
+        let first = fs::read_dir(&inside).map_err(failed)?.next().transpose().map_err(failed)?;
+        let Some(first) = first else { return Ok(()) };
+        first.path()
+    };
+    fs::rename(from, folder.join(name)).map_err(failed)
+}
+
+/// What is at a path here; a link as it is, unless it is to be followed.
+fn looked_at(path: &Path, follow: bool) -> io::Result<fs::Metadata> {
+    let metadata = if follow || path.as_os_str().as_encoded_bytes().ends_with(b"/") {
+        fs::metadata(path)
+    } else {
+        fs::symlink_metadata(path)
+    };
+    metadata.map_err(unreadable(path))
 }
 
 /// An archive of one file or folder, which is called `name` in it.
 fn packed(source: PathBuf, name: String, follow: bool) -> dormouse_client::Payload {
     archive::made(move |sink| {
         let mut archive = tar::Builder::new(sink as &mut dyn Write);
-        archive.follow_symlinks(follow);
-        let metadata = if follow || source.as_os_str().as_encoded_bytes().ends_with(b"/") {
-            fs::metadata(&source)?
-        } else {
-            fs::symlink_metadata(&source)?
-        };
-        if metadata.is_dir() {
-            archive.follow_symlinks(false);
-            archive.append_dir_all(&name, &source)?;
-        } else {
-            archive.append_path_with_name(&source, &name)?;
-        }
+        pack(&mut archive, &source, Path::new(&name), follow)?;
         archive.finish()
     })
+}
+
+fn pack(
+    archive: &mut tar::Builder<&mut dyn Write>,
+    source: &Path,
+    name: &Path,
+    follow: bool,
+) -> io::Result<()> {
+    let metadata = looked_at(source, follow)?;
+    archive.follow_symlinks(follow);
+    append(archive, source, name, &metadata)?;
+    archive.follow_symlinks(false);
+    if metadata.is_dir() { append_contents(archive, source, name) } else { Ok(()) }
+}
+
+/// Adds what is in a folder, but for sockets: no archive can have one, and docker leaves them out as well.
+fn append_contents(
+    archive: &mut tar::Builder<&mut dyn Write>,
+    folder: &Path,
+    below: &Path,
+) -> io::Result<()> {
+    for entry in archive::entries(folder)? {
+        let (path, name) = (entry.path(), below.join(entry.file_name()));
+        let metadata = entry.metadata().map_err(unreadable(&path))?;
+        if metadata.file_type().is_socket() {
+            continue;
+        }
+        append(archive, &path, &name, &metadata)?;
+        if metadata.is_dir() {
+            append_contents(archive, &path, &name)?;
+        }
+    }
+    Ok(())
+}
+
+/// Adds a file, a link, a pipe, a device, or a folder without what is in it.
+fn append(
+    archive: &mut tar::Builder<&mut dyn Write>,
+    path: &Path,
+    name: &Path,
+    metadata: &fs::Metadata,
+) -> io::Result<()> {
+    let kind = metadata.file_type();
+    if kind.is_file() || kind.is_dir() || kind.is_symlink() {
+        return archive::append(archive, path, name);
+    }
+    if kind.is_socket() {
+        return Err(io::Error::other(format!("can't copy {}: it is a socket", path.display())));
+    }
+    // By hand: the builder would call it by its path here.
+    let mut header = tar::Header::new_gnu();
+    header.set_metadata(metadata);
+    header.set_device_major(rustix::fs::major(metadata.rdev()))?;
+    header.set_device_minor(rustix::fs::minor(metadata.rdev()))?;
+    archive.append_data(&mut header, name, io::empty())
 }
 
 fn base(path: &Path) -> Result<String, Failure> {
@@ -350,7 +421,78 @@ mod tests {
         header.set_cksum();
         archive.append(&header, b"x".as_slice()).unwrap();
         archive.finish().unwrap();
-        let _ = unpack(&packed, &beside, &folder, None);
+        let _ = unpack(&packed, &beside, &folder, None, false);
         assert!(!home.path().join("outside").exists());
+    }
+
+    /// What `NEW` is after an archive of these was unpacked as it.
+    fn unpacked(names: &[&str], contents: bool) -> tempfile::TempDir {
+        let home = tempfile::tempdir().unwrap();
+        let beside = home.path().join("beside");
+        fs::create_dir(&beside).unwrap();
+        let packed = beside.join("archive.tar");
+        let mut archive = tar::Builder::new(fs::File::create(&packed).unwrap());
+        for name in names {
+            let mut header = tar::Header::new_gnu();
+            let kind = if name.ends_with('/') { tar::EntryType::Directory } else { tar::EntryType::Regular };
+            header.set_entry_type(kind);
+            header.set_size(0);
+            header.set_mode(0o755);
+            archive.append_data(&mut header, name, io::empty()).unwrap();
+        }
+        archive.finish().unwrap();
+        unpack(&packed, &beside, home.path(), Some("NEW"), contents).unwrap();
+        home
+    }
+
+    #[test]
+    fn a_folders_contents_are_a_folder_however_many_they_are() {
+        let is_folder = |home: &tempfile::TempDir, path: &str| home.path().join(path).is_dir();
+        assert!(is_folder(&unpacked(&["./"], true), "NEW"));
+        let one = unpacked(&["./", "./only/"], true);
+        assert!(is_folder(&one, "NEW/only"));
+        let two = unpacked(&["./", "./a/", "./b/"], true);
+        assert!(is_folder(&two, "NEW/a") && is_folder(&two, "NEW/b"));
+        let itself = unpacked(&["dir/", "dir/only/"], false);
+        assert!(is_folder(&itself, "NEW/only"));
+        assert!(unpacked(&["file"], false).path().join("NEW").is_file());
+    }
+
+    #[test]
+    fn the_engine_calls_a_folders_contents_by_no_name_of_their_own() {
+        let stat = |name: &str, mode| Stat { name: name.to_owned(), mode, link_target: String::new() };
+        assert!(stat(".", GO_FOLDER | 0o755).is_contents() && stat("/", GO_FOLDER | 0o755).is_contents());
+        assert!(!stat("dir", GO_FOLDER | 0o755).is_contents() && !stat(".", 0o644).is_contents());
+    }
+
+    /// The names in an archive of this.
+    fn names_in(source: &Path, name: &str) -> Vec<String> {
+        let mut packed = Vec::<u8>::new();
+        let mut archive = tar::Builder::new(&mut packed as &mut dyn Write);
+        pack(&mut archive, source, Path::new(name), false).unwrap();
+        archive.finish().unwrap();
+        drop(archive);
+        let mut archive = tar::Archive::new(packed.as_slice());
+        let entries = archive.entries().unwrap();
+        entries.map(|entry| entry.unwrap().path().unwrap().display().to_string()).collect()
+    }
+
+    #[test]
+    fn all_of_a_folder_is_packed_but_its_sockets() {
+        use rustix::fs::{CWD, FileType, Mode, mknodat};
+        let home = tempfile::tempdir().unwrap();
+        let folder = home.path().join("folder");
+        fs::create_dir_all(folder.join("sub")).unwrap();
+        fs::write(folder.join("sub/file"), "x").unwrap();
+        std::os::unix::fs::symlink("nowhere", folder.join("link")).unwrap();
+        mknodat(CWD, folder.join("pipe"), FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+        let socket = folder.join("sub/socket");
+        let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        assert_eq!(names_in(&folder, "x"), ["x", "x/link", "x/pipe", "x/sub", "x/sub/file"]);
+        assert_eq!(names_in(&folder.join("pipe"), "p"), ["p"]);
+        let mut nowhere = io::sink();
+        let mut archive = tar::Builder::new(&mut nowhere as &mut dyn Write);
+        let error = pack(&mut archive, &socket, Path::new("s"), false).unwrap_err();
+        assert_eq!(error.to_string(), format!("can't copy {}: it is a socket", socket.display()));
     }
 }

@@ -12,7 +12,7 @@ use super::buildkit::spec::{self, Agent, Output, Secret};
 use super::buildkit::{self, Asked, Shown};
 use super::ignore::Ignored;
 use super::reference;
-use crate::archive;
+use crate::archive::{self, unreadable};
 use crate::container::variables::pairs;
 use crate::context::Context;
 use crate::error::{Done, Failure, SUCCESS};
@@ -336,7 +336,7 @@ impl Build {
                 .map_or_else(|| "Dockerfile".to_owned(), |path| path.to_string_lossy().into_owned());
             let payload = archive::made(move |sink| {
                 sink.write_all(&head)?;
-                io::copy(&mut input, sink).map(|_| ())
+                io::copy(&mut input, sink).map(drop).map_err(unreadable(Path::new("standard input")))
             });
             return Ok(Sent { payload, dockerfile });
         }
@@ -362,7 +362,7 @@ fn bounded(from: impl Read) -> io::Result<Vec<u8>> {
     Ok(text)
 }
 
-/// Adds a folder's files in the order of their names, so that the same folder is the same archive.
+/// Adds what is kept of a folder's files.
 fn append(
     archive: &mut tar::Builder<&mut dyn Write>,
     folder: &Path,
@@ -370,18 +370,12 @@ fn append(
     keep: &impl Fn(&Path) -> bool,
     exceptions: bool,
 ) -> io::Result<()> {
-    let mut entries = fs::read_dir(folder.join(below))?.collect::<io::Result<Vec<_>>>()?;
-    entries.sort_by_key(fs::DirEntry::file_name);
-    for entry in entries {
+    for entry in archive::entries(&folder.join(below))? {
         let path = below.join(entry.file_name());
         let kept = keep(&path);
-        let kind = entry.file_type()?;
+        let kind = entry.file_type().map_err(unreadable(&entry.path()))?;
         if kept && (kind.is_file() || kind.is_dir() || kind.is_symlink()) {
-            if kind.is_dir() {
-                archive.append_dir(&path, entry.path())?;
-            } else {
-                archive.append_path_with_name(entry.path(), &path)?;
-            }
+            archive::append(archive, &entry.path(), &path)?;
         }
         if kind.is_dir() && (kept || exceptions) {
             append(archive, folder, &path, keep, exceptions)?;

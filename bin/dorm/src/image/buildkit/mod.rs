@@ -155,7 +155,7 @@ async fn follow(mut lines: JsonLines, screen: &mut Screen) -> Result<Option<Stri
                 continue;
             }
         };
-        let broken = |error| Failure::Lost(format!("the engine's answer broke off: {error}"));
+        let broken = |error| Failure::lost("the engine's answer broke off", error);
         let Some(line) = next.map_err(broken)? else { return Ok(image) };
         if let Some(error) = line.error {
             return Err(Failure::new(error.trim().replace('\n', " ")));

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{self, IsTerminal, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use base64::Engine as _;
@@ -91,15 +91,16 @@ impl Config {
 
     fn write(&self) -> Result<(), Failure> {
         let failed = |error: io::Error| Failure::new(format!("can't write {}: {error}", self.path.display()));
-        if let Some(folder) = self.path.parent() {
+        let place = followed(&self.path);
+        if let Some(folder) = place.parent() {
             fs::create_dir_all(folder).map_err(failed)?;
         }
-        let beside = self.path.with_extension(format!("json.{}", std::process::id()));
+        let beside = place.with_extension(format!("json.{}", std::process::id()));
         let mut options = fs::OpenOptions::new();
         std::os::unix::fs::OpenOptionsExt::mode(options.write(true).create_new(true), 0o600);
         let mut file = options.open(&beside).map_err(failed)?;
         let text = serde_json::to_string_pretty(&self.values).map_err(Failure::new)?;
-        file.write_all(text.as_bytes()).and_then(|()| fs::rename(&beside, &self.path)).map_err(failed)
+        file.write_all(text.as_bytes()).and_then(|()| fs::rename(&beside, &place)).map_err(failed)
     }
 
     /// The program that keeps this registry's password, if one does.
@@ -123,9 +124,7 @@ impl Config {
                 json!({ "username": name, "password": secret, "serveraddress": server })
             }));
         }
-        let Some(entry) = self.values.get("auths").and_then(|auths| auths.get(server)) else {
-            return Ok(None);
-        };
+        let Some(entry) = self.entry(server) else { return Ok(None) };
         if let Some(token) = entry["identitytoken"].as_str().filter(|token| !token.is_empty()) {
             return Ok(Some(json!({ "identitytoken": token, "serveraddress": server })));
         }
@@ -135,6 +134,34 @@ impl Config {
         Ok(pair.map(
             |(name, password)| json!({ "username": name, "password": password, "serveraddress": server }),
         ))
+    }
+
+    /// What is kept of a registry: under its key, or under an address of it, as older clients did.
+    fn entry(&self, server: &str) -> Option<&Value> {
+        let auths = self.values.get("auths")?.as_object()?;
+        let of_address = || auths.iter().find(|(address, _)| key(address) == server);
+        auths.get(server).or_else(|| of_address().map(|(_, entry)| entry))
+    }
+
+    /// Drops all that is kept of a registry. Was there any?
+    fn forget(&mut self, server: &str) -> bool {
+        let Some(auths) = self.values.get_mut("auths").and_then(Value::as_object_mut) else { return false };
+        let before = auths.len();
+        auths.retain(|address, _| key(address) != server);
+        auths.len() < before
+    }
+}
+
+/// Where a file really lies, or is to lie: whoever keeps their configuration elsewhere has put a link in its place.
+fn followed(path: &Path) -> PathBuf {
+    match fs::canonicalize(path) {
+        Ok(place) => place,
+        // One that leads to nothing yet is followed as well. One that leads in a circle is another error.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => match fs::read_link(path) {
+            Ok(to) => followed(&path.with_file_name(to)),
+            Err(_) => path.to_owned(),
+        },
+        Err(_) => path.to_owned(),
     }
 }
 
@@ -158,8 +185,13 @@ fn ask(helper: &str, what: &str, input: &str) -> Result<Option<Vec<u8>>, Failure
     Ok(output.status.success().then_some(output.stdout))
 }
 
+/// What docker's clients call a registry: its host and its port, whatever address of it was typed.
 fn key(server: &str) -> &str {
-    if server == HUB || server == "index.docker.io" { HUB_KEY } else { server }
+    let bare = server.strip_prefix("https://").or_else(|| server.strip_prefix("http://")).unwrap_or(server);
+    match bare.split_once('/').map_or(bare, |(host, _)| host) {
+        HUB | "index.docker.io" => HUB_KEY,
+        host => host,
+    }
 }
 
 fn header(name: &'static str, value: &Value) -> Result<(HeaderName, HeaderValue), Failure> {
@@ -249,11 +281,7 @@ impl Logout {
         let server = key(self.server.as_deref().unwrap_or(HUB)).to_owned();
         let mut config = Config::read()?;
         let helper = config.helper(&server);
-        let listed = config
-            .values
-            .get_mut("auths")
-            .and_then(Value::as_object_mut)
-            .is_some_and(|auths| auths.remove(&server).is_some());
+        let listed = config.forget(&server);
         let kept = match helper {
             Some(helper) => {
                 ask(&helper, "get", &server)?.is_some() && ask(&helper, "erase", &server)?.is_some()
@@ -301,4 +329,65 @@ async fn typed() -> Result<String, Failure> {
         let _ = sender.send(io::stdin().read_line(&mut line).map(|_| line));
     });
     Ok(line.await.map_err(Failure::new)??)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(auths: &[(&str, &str)]) -> Config {
+        let auths: Map<String, Value> = auths
+            .iter()
+            .map(|(key, name)| {
+                ((*key).to_owned(), json!({ "auth": STANDARD.encode(format!("{name}:secret")) }))
+            })
+            .collect();
+        let values = Map::from_iter([("auths".to_owned(), Value::Object(auths))]);
+        Config { path: PathBuf::new(), values }
+    }
+
+    #[test]
+    fn a_registry_has_one_key_whatever_address_of_it_is_typed() {
+        for typed in
+            ["r.example:5000", "https://r.example:5000", "http://r.example:5000/v2/", "r.example:5000/me"]
+        {
+            assert_eq!(key(typed), "r.example:5000", "{typed}");
+        }
+        for typed in ["docker.io", "index.docker.io", "https://docker.io/", HUB_KEY] {
+            assert_eq!(key(typed), HUB_KEY, "{typed}");
+        }
+    }
+
+    #[test]
+    fn who_one_is_is_found_under_a_registrys_key_or_else_under_an_address_of_it() {
+        let name = |config: &Config, server: &str| {
+            config.identity(server).unwrap().map(|identity| identity["username"].as_str().unwrap().to_owned())
+        };
+        let older = [("https://r.example/v1/", "older"), ("https://index.docker.io/v1/", "hub")];
+        let mut kept = config(&older);
+        assert_eq!(name(&kept, "r.example").as_deref(), Some("older"));
+        assert_eq!(name(&kept, HUB_KEY).as_deref(), Some("hub"));
+        assert_eq!(name(&kept, "other.example"), None);
+        let newer = config(&[older[0], ("r.example", "newer")]);
+        assert_eq!(name(&newer, "r.example").as_deref(), Some("newer"));
+        assert!(kept.forget("r.example") && !kept.forget("r.example"));
+        assert_eq!((name(&kept, "r.example"), name(&kept, HUB_KEY).as_deref()), (None, Some("hub")));
+    }
+
+    #[test]
+    fn a_configuration_that_is_kept_elsewhere_stays_there() {
+        let home = tempfile::tempdir().unwrap();
+        let (docker, dotfiles) = (home.path().join(".docker"), home.path().join("dotfiles"));
+        fs::create_dir(&docker).unwrap();
+        let link = docker.join("config.json");
+        std::os::unix::fs::symlink("../dotfiles/docker.json", &link).unwrap();
+        let kept = Config { path: link.clone(), ..config(&[("r.example", "me")]) };
+        // There is none yet, and then there is.
+        for _ in 0..2 {
+            kept.write().unwrap();
+            assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
+            assert!(fs::read_to_string(dotfiles.join("docker.json")).unwrap().contains("r.example"));
+            assert_eq!(fs::read_dir(&dotfiles).unwrap().count(), 1);
+        }
+    }
 }

@@ -214,15 +214,27 @@ impl Asleep {
         self.memory().captured = None;
     }
 
-    /// This generation is gone, as it should be: what was captured counts from now on.
-    pub(crate) fn seal(&self, generation: u64) {
+    /// This generation is gone, as it should be: what was captured counts from now on, but of containers that ran, unless
+    /// the memory that they ran in is kept.
+    pub(crate) fn seal(&self, generation: u64, memory_is_kept: bool) {
+        let counts = |captured: &Arc<Answers>| {
+            captured.generation == generation && (memory_is_kept || !captured.need_memory)
+        };
         let mut memory = self.memory();
-        let captured = memory.captured.take().filter(|captured| captured.generation == generation);
+        let captured = memory.captured.take().filter(counts);
         if let Some(captured) = captured {
             memory.sealed = Some(captured);
             if let Err(error) = fs::rename(self.shared.captured_path(), self.shared.sealed_path()) {
                 tracing::warn!(%error, "answers can't be kept on the disk");
             }
+        }
+    }
+
+    /// The memory that was kept in a sleep is given up: the next VM is booted.
+    pub(crate) fn memory_goes(&self) {
+        let mut memory = self.memory();
+        if memory.sealed.take_if(|sealed| sealed.need_memory).is_some() {
+            let _ = fs::remove_file(self.shared.sealed_path());
         }
     }
 

@@ -88,10 +88,10 @@ async fn an_answer_counts_once_its_sleep_is_over_and_for_no_other_generation() {
     assert_eq!(asks(&asleep, PS, 0), None);
     Engine::default().captured_by(&asleep, 3).await;
     assert_eq!(asks(&asleep, PS, 3), None, "the sleep isn't over");
-    asleep.seal(4);
+    asleep.seal(4, true);
     assert_eq!(asks(&asleep, PS, 3), None, "another VM's end says nothing");
     Engine::default().captured_by(&asleep, 3).await;
-    asleep.seal(3);
+    asleep.seal(3, true);
     let answer = asks(&asleep, PS, 3).unwrap();
     assert!(
         answer.contains("Dormouse-Answered: asleep\r\n") && answer.contains("\"Status\":\"Up "),
@@ -120,7 +120,7 @@ async fn what_was_asked_is_kept_word_for_word_and_anything_else_is_not() {
     asleep.asked(&request("GET /v1.45/images/lost/json"));
     let engine = Engine::default();
     engine.captured_by(&asleep, 1).await;
-    asleep.seal(1);
+    asleep.seal(1, true);
     for kept in ["HEAD /_ping", "GET /_ping", "GET /v1.45/info", "GET /v1.45/networks/mine?verbose=1"] {
         assert!(asks(&asleep, kept, 1).is_some(), "{kept}");
     }
@@ -144,7 +144,7 @@ async fn that_there_is_no_swarm_is_kept_and_no_other_failure_is() {
     let targets = ["GET /v1.45/swarm", "GET /v1.45/networks/slow", "GET /v1.45/nodes"];
     targets.iter().for_each(|target| asleep.asked(&request(target)));
     Engine::default().captured_by(&asleep, 1).await;
-    asleep.seal(1);
+    asleep.seal(1, true);
     let kept = targets.map(|target| asks(&asleep, target, 1));
     assert!(matches!(&kept, [Some(swarm), None, None] if swarm.starts_with("HTTP/1.1 503 ")), "{kept:?}");
 }
@@ -155,12 +155,12 @@ async fn lists_are_kept_before_anybody_asked_for_one_in_the_version_that_clients
     let engine = EngineFacts { version: "26.1.5".into(), api: "1.45".into(), kernel: "6.12".into() };
     let asleep = Asleep::load(folder.path(), folder.path(), true, Some(engine));
     Engine::default().captured_by(&asleep, 1).await;
-    asleep.seal(1);
+    asleep.seal(1, true);
     assert!(asks(&asleep, PS, 1).is_some(), "nobody spoke any version: the newest");
     assert!(asks(&asleep, "GET /v1.44/info", 1).is_none());
     asleep.spoken("/v1.44/containers/create?name=web");
     Engine::default().captured_by(&asleep, 2).await;
-    asleep.seal(2);
+    asleep.seal(2, true);
     assert!(asks(&asleep, "GET /v1.44/info", 2).is_some());
     // Of many, those that were spoken last.
     for version in 30..40 {
@@ -168,7 +168,7 @@ async fn lists_are_kept_before_anybody_asked_for_one_in_the_version_that_clients
         asleep.spoken(&format!("/v1.{version}/containers/create"));
     }
     Engine::default().captured_by(&asleep, 3).await;
-    asleep.seal(3);
+    asleep.seal(3, true);
     assert!(asks(&asleep, "GET /v1.39/info", 3).is_some() && asks(&asleep, "GET /v1.44/info", 3).is_none());
 }
 
@@ -179,7 +179,7 @@ async fn of_containers_that_ran_nothing_is_told_once_their_memory_was_given_up()
     asleep.asked(&request(PS));
     for (generation, runs) in [(1, true), (2, false)] {
         Engine { runs, ..Engine::default() }.captured_by(&asleep, generation).await;
-        asleep.seal(generation);
+        asleep.seal(generation, true);
         assert!(asks(&asleep, PS, generation).is_some());
         std::fs::write(folder.path().join("snapshot.json"), "{}").unwrap();
         dormouse_snapshot::give_up(folder.path(), "no room").unwrap();
@@ -192,12 +192,33 @@ async fn of_containers_that_ran_nothing_is_told_once_their_memory_was_given_up()
 }
 
 #[tokio::test]
+async fn of_containers_that_ran_nothing_is_told_after_a_stop_or_the_end_of_their_session() {
+    let folder = tempfile::tempdir().unwrap();
+    let asleep = Asleep::load(folder.path(), folder.path(), true, None);
+    asleep.asked(&request(PS));
+    let next = || Asleep::load(folder.path(), folder.path(), true, None);
+    for (generation, runs) in [(1, true), (3, false)] {
+        let engine = Engine { runs, ..Engine::default() };
+        engine.captured_by(&asleep, generation).await;
+        asleep.seal(generation, false);
+        assert_eq!(asks(&asleep, PS, generation).is_none(), runs);
+        engine.captured_by(&asleep, generation + 1).await;
+        asleep.seal(generation + 1, true);
+        assert!(asks(&asleep, PS, generation + 1).is_some());
+        asleep.memory_goes();
+        for host in [&asleep, &next()] {
+            assert_eq!(asks(host, PS, generation + 1).is_none(), runs);
+        }
+    }
+}
+
+#[tokio::test]
 async fn what_was_captured_before_a_container_came_or_went_is_not_told() {
     let folder = tempfile::tempdir().unwrap();
     let asleep = Asleep::load(folder.path(), folder.path(), true, None);
     Engine::default().captured_by(&asleep, 1).await;
     asleep.forget();
-    asleep.seal(1);
+    asleep.seal(1, true);
     assert_eq!(asks(&asleep, "GET /_ping", 1), None);
 }
 
@@ -208,7 +229,7 @@ async fn an_engine_that_closes_each_connection_is_asked_all_the_same() {
     asleep.asked(&request(PS));
     let engine = Engine { closes: true, ..Engine::default() };
     engine.captured_by(&asleep, 1).await;
-    asleep.seal(1);
+    asleep.seal(1, true);
     assert!(asks(&asleep, PS, 1).is_some() && asks(&asleep, "GET /v1.45/info", 1).is_some());
 }
 
@@ -257,13 +278,13 @@ async fn switched_off_nothing_is_asked_kept_or_answered() {
     let engine = Engine::default();
     asleep.asked(&request(PS));
     engine.captured_by(&asleep, 1).await;
-    asleep.seal(1);
+    asleep.seal(1, true);
     assert!(engine.asked.lock().unwrap().is_empty());
     assert_eq!(asks(&asleep, "GET /_ping", 1), None);
 
     asleep.enable(true);
     engine.captured_by(&asleep, 2).await;
-    asleep.seal(2);
+    asleep.seal(2, true);
     assert!(asks(&asleep, "GET /_ping", 2).is_some());
     asleep.enable(false);
     assert_eq!(asks(&asleep, "GET /_ping", 2), None);

@@ -590,10 +590,13 @@ impl<M: Machines> Task<M> {
 
     fn record(&mut self, record: &Record) {
         // Of a disk that goes with its VM nothing is left to tell of.
-        if let Record::Slept { generation, trouble: None, .. } = record
+        if let Record::Slept { generation, how, trouble: None, .. } = record
             && !self.facts.settings.ephemeral
         {
-            self.facts.face.asleep.seal(generation.0);
+            self.facts.face.asleep.seal(generation.0, *how == SleepHow::Suspend);
+        }
+        if let Record::Terminated { .. } = record {
+            self.facts.face.asleep.memory_goes();
         }
         match record {
             Record::Slept { how: SleepHow::Suspend, .. } => self.facts.face.ports.vm_gone(Stays::Everybody),

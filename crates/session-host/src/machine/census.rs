@@ -97,15 +97,15 @@ async fn running_execs(
         arguments: Vec<String>,
     }
     let mut found = Vec::new();
-    // What was there a moment ago and is gone has no execs.
+    // What was there a moment ago and is gone has no execs; of what can't be told now nobody knows that it has none.
     for id in containers {
-        let Ok(container) = ask::<Container>(agent, &format!("/containers/{id}/json")).await else {
+        let Some(container) = ask_of::<Container>(agent, &format!("/containers/{id}/json")).await? else {
             continue;
         };
         let check = container.config.check();
         for exec in container.exec_ids.unwrap_or_default() {
-            let Ok(Exec { running: true, process_config: Process { entrypoint, arguments } }) =
-                ask(agent, &format!("/exec/{exec}/json")).await
+            let Some(Exec { running: true, process_config: Process { entrypoint, arguments } }) =
+                ask_of(agent, &format!("/exec/{exec}/json")).await?
             else {
                 continue;
             };
@@ -165,15 +165,17 @@ impl ContainerConfig {
     }
 }
 
+/// As events have it, without the blanks at its ends.
 fn line(words: Vec<String>) -> String {
-    words.join(" ")
+    words.join(" ").trim().to_owned()
 }
 
 /// Asks the engine for a container's health check, in one line; of one that is gone there is none.
-async fn health_check(agent: &Agent, container: &str) -> Option<String> {
-    let asked =
-        timeout(ANSWER_WITHIN, ask::<Container>(agent, &format!("/containers/{container}/json"))).await;
-    asked.ok()?.ok()?.config.check()
+async fn health_check(agent: &Agent, container: &str) -> Result<Option<String>, String> {
+    let path = format!("/containers/{container}/json");
+    let asked = timeout(ANSWER_WITHIN, ask_of::<Container>(agent, &path)).await;
+    let container = asked.map_err(|_| "the engine did not answer in time".to_owned())??;
+    Ok(container.and_then(|container| container.config.check()))
 }
 
 /// A container that runs.
@@ -196,12 +198,27 @@ pub(super) async fn running(agent: &Agent) -> Result<Vec<Listed>, String> {
 }
 
 pub(super) async fn ask<T: serde::de::DeserializeOwned>(agent: &Agent, path: &str) -> Result<T, String> {
-    let answer = engine_answer(agent, path).await?;
-    serde_json::from_slice(&answer).map_err(|error| format!("the engine's answer makes no sense: {error}"))
+    ask_of(agent, path).await?.ok_or_else(|| refused(path))
+}
+
+/// Asks of something that may be gone: then it is `None`.
+async fn ask_of<T: serde::de::DeserializeOwned>(agent: &Agent, path: &str) -> Result<Option<T>, String> {
+    let Some(answer) = answer_of(agent, path).await? else { return Ok(None) };
+    let read = serde_json::from_slice(&answer);
+    read.map(Some).map_err(|error| format!("the engine's answer makes no sense: {error}"))
+}
+
+fn refused(path: &str) -> String {
+    format!("the engine refused to answer {path}")
 }
 
 /// What the engine answers to a read, if it answers with 200.
 pub(crate) async fn engine_answer(agent: &Agent, path: &str) -> Result<Vec<u8>, String> {
+    answer_of(agent, path).await?.ok_or_else(|| refused(path))
+}
+
+/// The same; `None` if it answers with 404.
+async fn answer_of(agent: &Agent, path: &str) -> Result<Option<Vec<u8>>, String> {
     let mut stream = agent.dial(Target::Engine).await.map_err(|error| error.to_string())?;
     let request = format!("GET {path} HTTP/1.0\r\nHost: docker\r\n\r\n");
     stream.write_all(request.as_bytes()).await.map_err(|error| error.to_string())?;
@@ -209,10 +226,11 @@ pub(crate) async fn engine_answer(agent: &Agent, path: &str) -> Result<Vec<u8>, 
     stream.take(ANSWER_BYTES_MAX).read_to_end(&mut answer).await.map_err(|error| error.to_string())?;
     let head =
         answer.windows(4).position(|window| window == b"\r\n\r\n").ok_or("the engine's answer broke off")?;
-    if !answer.starts_with(b"HTTP/1.0 200") {
-        return Err(format!("the engine refused to answer {path}"));
+    match answer.get(..12) {
+        Some(b"HTTP/1.0 200") => Ok(Some(answer.split_off(head + 4))),
+        Some(b"HTTP/1.0 404") => Ok(None),
+        _ => Err(refused(path)),
     }
-    Ok(answer.split_off(head + 4))
 }
 
 /// Recounts whenever the engine says that something happened to a container, and tells what it says, until it is aborted.
@@ -251,7 +269,8 @@ async fn listen(agent: &Agent, inbox: &Inbox, generation: Generation) -> io::Res
             }
         };
         while let Some(container) = reader.unasked() {
-            let check = health_check(agent, &container).await;
+            // Until it is known, at the next event, its runs hold as any exec does.
+            let Ok(check) = health_check(agent, &container).await else { break };
             reader.learn(container, check);
         }
         if !execs_are_known && let Ok(Ok(execs)) = timeout(EXECS_WITHIN, all_running_execs(agent)).await {
@@ -285,7 +304,41 @@ pub(crate) async fn stop_container(agent: &Agent, id: &str) -> Result<(), String
 
 #[cfg(test)]
 mod tests {
+    use dormouse_agent_proto::{Answer, Reply, Request};
+    use dormouse_mux::{Limits, Mux, read_json, write_json};
+    use tokio::io::duplex;
+
     use super::*;
+
+    /// A guest whose engine answers everything so.
+    fn answering(status: &'static str) -> Agent {
+        let (host, guest) = duplex(64 * 1024);
+        let guest = Mux::server(guest, Limits::AGENT);
+        tokio::spawn(async move {
+            while let Some(mut stream) = guest.accept().await {
+                let _: Request = read_json(&mut stream).await.unwrap();
+                write_json(&mut stream, &Reply::Ok(Answer::Done)).await.unwrap();
+                let mut head = Vec::new();
+                while !head.ends_with(b"\r\n\r\n") {
+                    head.push(stream.read_u8().await.unwrap());
+                }
+                let answer = format!("HTTP/1.0 {status}\r\n\r\n{{}}");
+                stream.write_all(answer.as_bytes()).await.unwrap();
+                stream.shutdown().await.unwrap();
+            }
+        });
+        let mux = Mux::client(host, Limits::AGENT);
+        Agent::new(mux.clone(), mux)
+    }
+
+    #[tokio::test]
+    async fn what_the_engine_cant_tell_now_is_not_taken_for_none() {
+        let (gone, ill) = (answering("404 Not Found"), answering("500 Internal Server Error"));
+        assert_eq!(running_execs(&gone, ["c1".to_owned()]).await, Ok(Vec::new()));
+        assert_eq!(health_check(&gone, "c1").await, Ok(None));
+        running_execs(&ill, ["c1".to_owned()]).await.unwrap_err();
+        health_check(&ill, "c1").await.unwrap_err();
+    }
 
     #[test]
     fn a_health_check_is_told_as_the_engines_events_have_it() {
@@ -295,6 +348,8 @@ mod tests {
                 Some("curl -f http://localhost/"),
             ),
             (r#"{"Healthcheck":{"Test":["CMD-SHELL","exit 0"]}}"#, Some("/bin/sh -c exit 0")),
+            // As YAML's blocks of text end.
+            (r#"{"Healthcheck":{"Test":["CMD-SHELL","exit 0\n"]}}"#, Some("/bin/sh -c exit 0")),
             (
                 r#"{"Healthcheck":{"Test":["CMD-SHELL","exit 0"]},"Shell":["bash","-c"]}"#,
                 Some("bash -c exit 0"),

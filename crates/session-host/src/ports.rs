@@ -84,8 +84,8 @@ struct Shared {
 #[derive(Debug)]
 struct Table {
     doors: BTreeMap<Door, Open>,
-    /// Containers that are being started, and by how many requests.
-    starting: BTreeMap<String, u32>,
+    /// Containers that are being started.
+    starting: BTreeMap<String, Awaited>,
     wakes: Wakes,
     /// The latest VM, and since when it is up.
     up: (u64, Instant),
@@ -96,6 +96,15 @@ struct Table {
     shut: BTreeSet<Door>,
 }
 
+/// A container that is being started.
+#[derive(Debug, Default)]
+struct Awaited {
+    /// By how many.
+    requests: u32,
+    /// Those that it is going to have; one may still be another's, which has just ended.
+    doors: BTreeSet<Door>,
+}
+
 /// A door that is open; closed when dropped.
 #[derive(Debug)]
 struct Open {
@@ -103,6 +112,11 @@ struct Open {
     socket: OwnedFd,
     behind: watch::Sender<Behind>,
     serving: JoinHandle<()>,
+}
+
+/// Who is behind each door.
+fn who_is_behind(doors: &BTreeMap<Door, Open>) -> Vec<(Door, Behind)> {
+    doors.iter().map(|(door, open)| (*door, open.behind.borrow().clone())).collect()
 }
 
 impl Drop for Open {
@@ -132,9 +146,9 @@ pub(crate) struct Starting {
 impl Drop for Starting {
     fn drop(&mut self) {
         let mut table = self.ports.table();
-        if let Some(count) = table.starting.get_mut(&self.id) {
-            *count -= 1;
-            if *count == 0 {
+        if let Some(awaited) = table.starting.get_mut(&self.id) {
+            awaited.requests -= 1;
+            if awaited.requests == 0 {
                 table.starting.remove(&self.id);
             }
         }
@@ -266,7 +280,9 @@ impl Ports {
         };
         let mut table = self.table();
         let before: Vec<Door> = table.doors.keys().copied().collect();
+        let mut doors = BTreeSet::new();
         for (door, behind) in container.doors(self.shared.address) {
+            doors.insert(door);
             // A door of another container is for the engine to refuse, in its own words.
             if table.doors.contains_key(&door) {
                 continue;
@@ -278,7 +294,9 @@ impl Ports {
                 return Err(refusal(&name, door, &error));
             }
         }
-        *table.starting.entry(container.id.clone()).or_default() += 1;
+        let awaited = table.starting.entry(container.id.clone()).or_default();
+        awaited.requests += 1;
+        awaited.doors.extend(doors);
         Ok(Some(Starting { ports: self.clone(), id: container.id }))
     }
 
@@ -336,10 +354,10 @@ impl Ports {
         let wanted: BTreeMap<_, _> =
             containers.iter().flat_map(|one| one.doors(self.shared.address)).collect();
         let mut table = self.table();
+        let before = who_is_behind(&table.doors);
         let Table { doors, starting, shut, .. } = &mut *table;
-        doors.retain(|door, open| {
-            wanted.contains_key(door) || starting.contains_key(&open.behind.borrow().id)
-        });
+        let is_awaited = |door: &Door| starting.values().any(|awaited| awaited.doors.contains(door));
+        doors.retain(|door, _| wanted.contains_key(door) || is_awaited(door));
         shut.retain(|door| wanted.contains_key(door));
         for (door, behind) in wanted {
             if let Some(open) = table.doors.get(&door) {
@@ -359,6 +377,10 @@ impl Ports {
                 }
                 Err(_told) => {}
             }
+        }
+        // A machine that loses its power tells nobody.
+        if who_is_behind(&table.doors) != before {
+            self.shared.left.write(&table.doors);
         }
     }
 

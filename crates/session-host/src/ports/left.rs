@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use dormouse_api::link::DOORS_FILE;
 use serde::{Deserialize, Serialize};
 
-use super::Open;
 use super::published::{Behind, Door};
+use super::{Open, who_is_behind};
 
 /// Version of the file's format.
 const FORMAT: u32 = 1;
@@ -56,9 +56,8 @@ impl Left {
                 _ => Ok(()),
             };
         }
-        let doors = doors.iter().map(|(door, open)| (*door, open.behind.borrow().clone())).collect();
         let beside = self.path.with_extension("json.new");
-        fs::write(&beside, serde_json::to_vec(&File { format: FORMAT, doors })?)?;
+        fs::write(&beside, serde_json::to_vec(&File { format: FORMAT, doors: who_is_behind(doors) })?)?;
         fs::rename(&beside, &self.path)
     }
 }

@@ -148,6 +148,19 @@ async fn a_start_that_fails_leaves_no_door() {
 }
 
 #[tokio::test]
+async fn a_door_stays_while_the_next_container_with_its_number_is_started() {
+    let (ports, engine) = (new(), Engine::tcp(free()));
+    let other = engine.clone().running().container().replace("c1", "c9");
+    ports.settle(&[Container::parse(other.as_bytes()).unwrap()]);
+    let starting = engine.starts(&ports).await.unwrap();
+    ports.settle(&[]);
+    assert!(is_bound("127.0.0.1", engine.port), "the other one has ended");
+    drop(starting);
+    ports.settle(&[]);
+    closes(engine.port).await;
+}
+
+#[tokio::test]
 async fn a_number_that_is_taken_is_dockers_own_error() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let (ports, engine) = (new(), Engine::tcp(taken.local_addr().unwrap().port()));
@@ -295,13 +308,27 @@ async fn the_next_host_takes_over_the_sockets_and_hears_who_knocked_meanwhile() 
 }
 
 #[tokio::test]
+async fn a_host_that_ends_without_a_word_leaves_its_doors_to_the_next() {
+    let folder = tempfile::tempdir().unwrap();
+    let (ports, engine) = (Ports::load(folder.path(), 1, HERE, Vec::new()), Engine::tcp(free()).running());
+    engine.compared(&ports).await;
+    let next = Ports::load(folder.path(), 1, HERE, ports.duplicates());
+    assert!(is_open(&next));
+    // Its VM was gone as well.
+    next.vm_gone(Stays::WhoeverRestarts);
+    assert!(!folder.path().join("doors.json").exists(), "it doesn't start by itself");
+}
+
+#[tokio::test]
 async fn sockets_that_nobody_kept_are_bound_again_and_what_is_not_wanted_is_closed() {
     let folder = tempfile::tempdir().unwrap();
     let (ports, engine) = (Ports::load(folder.path(), 1, HERE, Vec::new()), Engine::tcp(free()).running());
     engine.compared(&ports).await;
     ports.vm_gone(Stays::Everybody);
+    let left = std::fs::read(folder.path().join("doors.json")).unwrap();
     engine.clone().stopped().compared(&ports).await;
     closes(engine.port).await;
+    std::fs::write(folder.path().join("doors.json"), left).unwrap();
     let stranger = TcpListener::bind("127.0.0.1:0").unwrap();
     let number = stranger.local_addr().unwrap().port();
     let next = Ports::load(folder.path(), 1, HERE, vec![stranger.into()]);

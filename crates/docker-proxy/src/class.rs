@@ -149,8 +149,13 @@ fn is_true(target: &Target<'_>, name: &str) -> Option<bool> {
 pub fn started_by(target: &str) -> Option<String> {
     let path = path_of(target);
     let (name, _) = path.strip_prefix("/containers/")?.rsplit_once('/')?;
+    is_container_name(name).then(|| name.to_owned())
+}
+
+/// Can a container be named so? Those that a container has for another have slashes.
+pub(crate) fn is_container_name(name: &str) -> bool {
     let is_name = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_.-/".contains(&byte));
-    (is_name && !name.is_empty()).then(|| name.to_owned())
+    is_name && !name.is_empty()
 }
 
 /// May the answer name paths of the host: what containers and volumes are made of?

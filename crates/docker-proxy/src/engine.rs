@@ -1,6 +1,6 @@
 //! What the relay needs of whoever serves a session.
 
-use std::future::Future;
+use std::future::{Future, ready};
 use std::io;
 use std::net::IpAddr;
 
@@ -71,6 +71,15 @@ pub trait Lease: Send + Sync + Sized + 'static {
 
     /// The ports that an image names, such as `80/tcp`. None if there is no such image.
     fn exposed_ports(&self, image: &str) -> impl Future<Output = Vec<String>> + Send;
+
+    /// The paths of the host that [`Engine::created`] was told of for a container, by any name of it. None if there is no such
+    /// container.
+    ///
+    /// # Errors
+    /// It can't be asked which container that is.
+    fn given_to(&self, _container: &str) -> impl Future<Output = Result<Vec<Given>, Refusal>> + Send {
+        ready(Ok(Vec::new()))
+    }
 
     /// What was not as it should be when the engine was woken for this request. Told to its client alone, in the header
     /// `Dormouse-Warning`.

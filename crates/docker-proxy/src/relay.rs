@@ -108,7 +108,7 @@ async fn exchange<'client, E: Engine>(
         match lease.dial().await {
             Ok(stream) => {
                 if let Some(wish) = &mut wish {
-                    wish.publish_all(&lease).await?;
+                    wish.complete(&lease).await?;
                 }
                 Ok((lease, stream))
             }

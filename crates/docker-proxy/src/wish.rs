@@ -6,6 +6,7 @@ use bytes::BytesMut;
 use serde_json::Value;
 use tokio::net::unix::{ReadHalf, WriteHalf};
 
+use crate::class::version_of;
 use crate::client::{Broken, whole_body};
 use crate::engine::{Engine, Lease};
 use crate::head::RequestHead;
@@ -92,6 +93,8 @@ pub(crate) struct Wish<'a, E: Engine> {
     pub(crate) chosen: Chosen<'a, E>,
     /// The same as `body`, if it wants all ports published that its image names: those are known when the engine is.
     publishes_all: Option<Value>,
+    /// Containers whose volumes it wants. What these were given, it is given as well.
+    volumes_from: Vec<String>,
 }
 
 impl<'a, E: Engine> Wish<'a, E> {
@@ -110,24 +113,44 @@ impl<'a, E: Engine> Wish<'a, E> {
         let mut chosen = Chosen::none(engine);
         // A wish for nothing is the engine's to complain about.
         if body.is_empty() {
-            return Ok(Self { body, given: Vec::new(), chosen, publishes_all: None });
+            return Ok(Self {
+                body,
+                given: Vec::new(),
+                chosen,
+                publishes_all: None,
+                volumes_from: Vec::new(),
+            });
         }
         let refused = |why: String| Broken::refused(400, why);
         let mut wish = understood(&body).map_err(refused)?;
-        let given = mounts::settle(&mut wish, |bind| engine.mount(bind)).map_err(refused)?;
+        let version = version_of(&request.target);
+        let given = mounts::settle(&mut wish, &version, |bind| engine.mount(bind)).map_err(refused)?;
+        let volumes_from = mounts::volumes_from(&wish).map_err(refused)?;
         publish::settle(&mut wish, engine.publish_address(), |wanted| chosen.choose(wanted))
             .map_err(refused)?;
         // As it was read here, so that the engine reads nothing else in it: not another of two values of one name.
         let body = wish.to_string().into_bytes();
         let publishes_all = publish::image_of_all(&wish).is_some().then_some(wish);
-        Ok(Self { body, given, chosen, publishes_all })
+        Ok(Self { body, given, chosen, publishes_all, volumes_from })
+    }
+
+    /// Settles what is known when the engine is.
+    ///
+    /// # Errors
+    /// A port that can't be had; it isn't known what the container would be given.
+    pub(crate) async fn complete(&mut self, lease: &E::Lease) -> Result<(), Broken> {
+        self.publish_all(lease).await?;
+        for container in mem::take(&mut self.volumes_from) {
+            self.given.extend(lease.given_to(&container).await.map_err(Broken::Refused)?);
+        }
+        Ok(())
     }
 
     /// Settles the ports that only the image names.
     ///
     /// # Errors
     /// One of them can't be had.
-    pub(crate) async fn publish_all(&mut self, lease: &E::Lease) -> Result<(), Broken> {
+    async fn publish_all(&mut self, lease: &E::Lease) -> Result<(), Broken> {
         let Some(mut wish) = self.publishes_all.take() else { return Ok(()) };
         let Some(image) = publish::image_of_all(&wish) else { return Ok(()) };
         let exposed = lease.exposed_ports(image).await;

@@ -95,6 +95,7 @@ pub(crate) struct RequestLease {
     claimant: Claimant,
     /// As what it holds, if its client moves.
     kind: HoldKind,
+    folders: Folders,
     _starting: Option<Starting>,
     _using: Option<Using>,
 }
@@ -158,8 +159,8 @@ impl Engine for SessionEngine {
                 using = self.face.folders.start(&lease, &container).await?;
             }
         }
-        let owner = self.owner.clone();
-        Ok(RequestLease { lease, owner, claimant, kind, _starting: starting, _using: using })
+        let (owner, folders) = (self.owner.clone(), self.face.folders.clone());
+        Ok(RequestLease { lease, owner, claimant, kind, folders, _starting: starting, _using: using })
     }
 
     fn publish_address(&self) -> Option<IpAddr> {
@@ -194,7 +195,7 @@ impl Engine for SessionEngine {
     }
 
     async fn created(&self, container: &str, given: Vec<Given>, numbers: Vec<u16>) {
-        self.face.folders.created(container, given);
+        self.face.folders.created(container, &given);
         self.face.ports.created(container, numbers);
     }
 
@@ -344,6 +345,10 @@ impl dormouse_docker_proxy::Lease for RequestLease {
     async fn exposed_ports(&self, image: &str) -> Vec<String> {
         let asking = exposed_ports(&self.lease, image);
         timeout(EXPOSED_WITHIN, asking).await.map_or_else(|_late| Vec::new(), Option::unwrap_or_default)
+    }
+
+    async fn given_to(&self, container: &str) -> Result<Vec<Given>, Refusal> {
+        self.folders.given_to(&self.lease, container).await
     }
 
     fn warnings(&self) -> &[String] {

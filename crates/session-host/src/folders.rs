@@ -195,15 +195,29 @@ impl Folders {
     }
 
     /// Writes down what a container was given.
-    pub(crate) fn created(&self, container: &str, given: Vec<dormouse_docker_proxy::Given>) {
-        let gift = |given: dormouse_docker_proxy::Given| {
-            Some(Gift { share: Share::of_guest_path(Path::new(&given.path))?, make: given.make })
-        };
-        // The engine's own socket is no folder.
-        let gifts: Vec<_> = given.into_iter().filter_map(gift).collect();
+    pub(crate) fn created(&self, container: &str, given: &[dormouse_docker_proxy::Given]) {
+        // The engine's own socket is no folder. What this has of several containers may be the same.
+        let gifts: BTreeSet<_> = given.iter().filter_map(Gift::named).collect();
         if !gifts.is_empty() {
-            self.shared.given.give(container, gifts);
+            self.shared.given.give(container, gifts.into_iter().collect());
         }
+    }
+
+    /// What a container was given, by any name of it.
+    ///
+    /// # Errors
+    /// Docker's own, if the engine can't be asked which container that is.
+    pub(crate) async fn given_to(
+        &self,
+        lease: &HeldLease,
+        container: &str,
+    ) -> Result<Vec<dormouse_docker_proxy::Given>, Refusal> {
+        if self.shared.given.is_empty() {
+            return Ok(Vec::new());
+        }
+        let id = id_of(lease, container).await?;
+        let gifts = id.map(|id| self.shared.given.of(&id)).unwrap_or_default();
+        Ok(gifts.iter().filter_map(Gift::in_guest).collect())
     }
 
     /// Shares what a container was given, before it is started or looked into.
@@ -214,25 +228,7 @@ impl Folders {
         if self.shared.given.is_empty() {
             return Ok(None);
         }
-        #[derive(Deserialize)]
-        #[serde(rename_all = "PascalCase")]
-        struct Container {
-            id: String,
-        }
-        let mut engine = match lease.dial(Target::Engine).await {
-            Ok(engine) => engine,
-            // There may be room when the request itself is passed on, and its container would start without its folders.
-            Err(error) if error.is_busy() => {
-                return Err(Refusal { status: 503, message: error.to_string() });
-            }
-            // The request itself meets the same error, and tells it.
-            Err(_) => return Ok(None),
-        };
-        // What isn't there is the engine's to say.
-        let target = format!("/containers/{container}/json");
-        let asked = fetch::ask(&mut engine, "GET", &target, ANSWER_BYTES_MAX).await;
-        let found = asked.ok().and_then(|(_, body)| serde_json::from_slice::<Container>(&body).ok());
-        let Some(Container { id }) = found else { return Ok(None) };
+        let Some(id) = id_of(lease, container).await? else { return Ok(None) };
         let gifts = self.shared.given.of(&id);
         if gifts.is_empty() {
             return Ok(None);
@@ -441,6 +437,31 @@ fn in_words(source: &str, refused: &dormouse_folders::Refused) -> String {
 
 async fn dial(agent: &Agent) -> io::Result<dormouse_mux::Stream> {
     agent.dial(Target::Engine).await.map_err(io::Error::other)
+}
+
+/// The id of the container that has this name. What isn't there is the engine's to say.
+///
+/// # Errors
+/// The engine can't be asked now, but may be there for the request itself.
+async fn id_of(lease: &HeldLease, container: &str) -> Result<Option<String>, Refusal> {
+    match lease.dial(Target::Engine).await {
+        Ok(mut engine) => Ok(id_in(&mut engine, container).await),
+        // There may be room when the request itself is passed on, and its container would lack its folders.
+        Err(error) if error.is_busy() => Err(Refusal { status: 503, message: error.to_string() }),
+        // The request itself meets the same error, and tells it.
+        Err(_) => Ok(None),
+    }
+}
+
+async fn id_in(engine: &mut (impl AsyncRead + AsyncWrite + Unpin), container: &str) -> Option<String> {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "PascalCase")]
+    struct Container {
+        id: String,
+    }
+    let target = format!("/containers/{container}/json");
+    let (_, body) = fetch::ask(engine, "GET", &target, ANSWER_BYTES_MAX).await.ok()?;
+    Some(serde_json::from_slice::<Container>(&body).ok()?.id)
 }
 
 /// The ids of the containers in this list.

@@ -137,6 +137,14 @@ impl Lease for Held {
         vec![if image == "web" { "80/tcp" } else { "9/tcp" }.to_owned()]
     }
 
+    async fn given_to(&self, container: &str) -> Result<Vec<Given>, Refusal> {
+        match container {
+            "nobody-knows" => Err(Refusal { status: 503, message: "all are in use".to_owned() }),
+            "unknown" => Ok(Vec::new()),
+            known => Ok(vec![Given { path: format!("/mnt/{known}"), make: false }]),
+        }
+    }
+
     fn warnings(&self) -> &[String] {
         &self.warnings
     }

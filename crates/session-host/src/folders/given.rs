@@ -22,7 +22,7 @@ const BYTES_MAX: u64 = 16 * 1024 * 1024;
 const CONTAINERS_MAX: usize = 4096;
 
 /// A folder that was given to a container.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub(super) struct Gift {
     #[serde(flatten)]
     pub(super) share: Share,
@@ -31,6 +31,17 @@ pub(super) struct Gift {
 }
 
 impl Gift {
+    /// The folder that this is in the guest. `None`: it is none of the host's.
+    pub(super) fn named(given: &dormouse_docker_proxy::Given) -> Option<Self> {
+        Some(Self { share: Share::of_guest_path(Path::new(&given.path))?, make: given.make })
+    }
+
+    /// What it is in the guest.
+    pub(super) fn in_guest(&self) -> Option<dormouse_docker_proxy::Given> {
+        let path = self.share.in_guest().into_os_string().into_string().ok()?;
+        Some(dormouse_docker_proxy::Given { path, make: self.make })
+    }
+
     pub(super) const fn missing(&self) -> Missing {
         if self.make { Missing::Make } else { Missing::Refuse }
     }

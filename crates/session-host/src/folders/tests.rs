@@ -1,3 +1,5 @@
+use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+
 use super::*;
 
 fn settings(folder: &Path) -> HostSettings {
@@ -52,9 +54,39 @@ fn only_what_was_named_on_the_host_is_given() {
     let folder = tempfile::tempdir().unwrap();
     let folders = Folders::load(folder.path(), &settings(folder.path()));
     let given = |path: &str| dormouse_docker_proxy::Given { path: path.to_owned(), make: false };
-    folders.created("c1", vec![given("/var/run/docker.sock"), given("/mnt/dormouse-ro2/home/me")]);
-    folders.created("c2", vec![given("/var/run/docker.sock")]);
+    folders.created("c1", &[given("/var/run/docker.sock"), given("/mnt/dormouse-ro2/home/me")]);
+    folders.created("c2", &[given("/var/run/docker.sock")]);
     let gifts = folders.shared.given.of("c1");
     assert_eq!(gifts, [Gift { share: Share { path: "/home/me".into(), access: Access::Read }, make: false }]);
     assert!(folders.shared.given.of("c2").is_empty());
+}
+
+#[test]
+fn what_one_container_was_given_another_can_be_given_as_well_and_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let folders = Folders::load(folder.path(), &settings(folder.path()));
+    let given = |path: &str, make| dormouse_docker_proxy::Given { path: path.to_owned(), make };
+    folders.created("a", &[given("/mnt/dormouse-ro2/home/me", false), given("/mnt/dormouse-rw1/tmp", true)]);
+    let of = |id: &str| folders.shared.given.of(id);
+    let inherited: Vec<_> = of("a").iter().chain(&of("a")).filter_map(Gift::in_guest).collect();
+    folders.created("b", &inherited);
+    assert_eq!((of("b").len(), of("b")), (2, of("a")));
+}
+
+#[tokio::test]
+async fn a_container_is_known_by_any_name_that_the_engine_knows() {
+    for (status, body, id) in [
+        ("200 OK", r#"{"Id":"ab12","Name":"/web"}"#, Some("ab12")),
+        ("404 Not Found", r#"{"message":"No such container: web"}"#, None),
+    ] {
+        let (mut ours, mut engine) = duplex(4096);
+        let asking = tokio::spawn(async move { id_in(&mut ours, "web").await });
+        let asked = "GET /containers/web/json HTTP/1.1\r\nHost: docker\r\n\r\n";
+        let mut request = vec![0; asked.len()];
+        engine.read_exact(&mut request).await.unwrap();
+        assert_eq!(String::from_utf8_lossy(&request), asked);
+        let answer = format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+        engine.write_all(answer.as_bytes()).await.unwrap();
+        assert_eq!(asking.await.unwrap().as_deref(), id, "{body}");
+    }
 }

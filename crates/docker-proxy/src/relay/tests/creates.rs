@@ -20,6 +20,38 @@ async fn what_a_container_is_given_is_known_before_its_client_knows_of_it() {
     stage.leave().await;
 }
 
+#[tokio::test]
+async fn who_has_a_containers_volumes_is_given_what_that_one_was_given() {
+    let mut stage = stage(None);
+    let create = |from: &str| {
+        let body = format!(r#"{{"HostConfig":{{"VolumesFrom":[{from}]}}}}"#);
+        format!("POST /containers/create HTTP/1.1\r\nContent-Length: {}\r\n\r\n{body}", body.len())
+    };
+    let mut engine = stage.ask(&create(r#""web:ro","unknown","/db""#)).await;
+    let answer = "HTTP/1.1 201 Created\r\nContent-Length: 11\r\n\r\n{\"Id\":\"c1\"}";
+    engine.write_all(answer.as_bytes()).await.unwrap();
+    expect(&mut stage.client, answer).await;
+    let given = stage.given.lock().unwrap().clone();
+    assert_eq!(given, ["/mnt/db", "/mnt/web"].map(|path| ("c1".to_owned(), path.to_owned())));
+    stage.client.write_all(create(r#""nobody-knows""#).as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stage.client.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 503 ") && answer.contains("all are in use"), "{answer}");
+}
+
+#[tokio::test]
+async fn an_old_client_reaches_the_engine_with_binds_for_its_mounts() {
+    let mut stage = stage(None);
+    let body = r#"{"HostConfig":{"Mounts":[{"Type":"bind","Source":"/here/docker.sock","Target":"/s"}]}}"#;
+    let arrives = r#"{"HostConfig":{"Mounts":[],"Binds":["/run/docker.sock:/s"]}}"#;
+    let create = |body: &str| {
+        format!("POST /v1.41/containers/create HTTP/1.1\r\nContent-Length: {}\r\n\r\n{body}", body.len())
+    };
+    stage.client.write_all(create(body).as_bytes()).await.unwrap();
+    let mut engine = stage.dials.recv().await.unwrap();
+    expect(&mut engine, &create(arrives)).await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn what_is_created_for_a_client_that_is_gone_is_known_if_the_engine_says_so_in_time() {
     let body = r#"{"HostConfig":{"PortBindings":{"80/tcp":[{"HostPort":""}]}}}"#;

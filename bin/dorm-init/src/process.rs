@@ -15,10 +15,10 @@ use dormouse_mux::{Stream, read_process_frame, write_json};
 use rustix::process::{Pid, Signal, kill_process_group};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{Winsize, tcsetwinsize};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::process::{Child, Command};
 use tokio::sync::{mpsc, watch};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use crate::limits;
 
@@ -27,6 +27,13 @@ const HANG_UP_WITHIN: Duration = Duration::from_secs(10);
 
 /// Frames of output that wait for the client to read.
 const OUTPUT_QUEUE: usize = 16;
+
+/// How long more output of a process that is gone is waited for, in all.
+const LAST_WORDS_WITHIN: Duration = Duration::from_secs(1);
+
+/// Bytes that are still read of each output of a process that is gone. A pipe holds no more (`fs.pipe-max-size`), so all that
+/// the process itself wrote is among them.
+const LAST_WORDS_BYTES_MAX: usize = 1024 * 1024;
 
 /// Bytes of a process's command line that are told.
 const COMMAND_BYTES_MAX: usize = 100;
@@ -88,6 +95,9 @@ pub(crate) async fn run(
 
 type Input = Box<dyn AsyncWrite + Send + Unpin>;
 type Output = Box<dyn AsyncRead + Send + Unpin>;
+
+/// Makes a frame of a piece of output.
+type Frame = fn(Vec<u8>) -> ProcessFrame;
 
 struct Started {
     child: Child,
@@ -196,16 +206,20 @@ async fn relay(
     started: Started,
     detach: bool,
     running: Running,
-    reader: ReadHalf<Stream>,
-    writer: WriteHalf<Stream>,
+    reader: impl AsyncRead + Send + Unpin + 'static,
+    writer: impl AsyncWrite + Send + Unpin + 'static,
 ) {
     let Started { mut child, stdin, stdout, stderr, terminal } = started;
     let group = child.id().and_then(|pid| Pid::from_raw(pid.cast_signed()));
     let (frames, queue) = mpsc::channel(OUTPUT_QUEUE);
     let sending = tokio::spawn(send(queue, writer));
+    let (alive, is_alive) = watch::channel(());
+    let read = |output: Output, frame: Frame| {
+        tokio::spawn(read_output(output, frame, frames.clone(), is_alive.clone()))
+    };
     let outputs = [
-        stdout.map(|output| tokio::spawn(read_output(output, ProcessFrame::Stdout, frames.clone()))),
-        stderr.map(|output| tokio::spawn(read_output(output, ProcessFrame::Stderr, frames.clone()))),
+        stdout.map(|output| read(output, ProcessFrame::Stdout)),
+        stderr.map(|output| read(output, ProcessFrame::Stderr)),
     ];
     let receiving = tokio::spawn(receive(reader, stdin, terminal, group));
     let status = tokio::select! {
@@ -213,9 +227,11 @@ async fn relay(
         _ = receiving_ended(receiving), if !detach => hang_up(&mut child, group).await,
     };
     drop(running);
-    // What was written before the end comes before the end. A grandchild may keep a pipe open: not for ever.
+    drop(alive);
+    // What was written before the end comes before the end, however long the client takes for it. For one that is gone `send`
+    // takes all at once.
     for output in outputs.into_iter().flatten() {
-        let _ = timeout(Duration::from_secs(1), output).await;
+        let _ = output.await;
     }
     let _ = frames.send(ProcessFrame::Exit(status.map_or(-1, exit_code))).await;
     drop(frames);
@@ -257,7 +273,7 @@ fn exit_code(status: ExitStatus) -> i32 {
     status.code().or_else(|| status.signal().map(|signal| 128 + signal)).unwrap_or(-1)
 }
 
-async fn send(mut queue: mpsc::Receiver<ProcessFrame>, mut writer: WriteHalf<Stream>) {
+async fn send(mut queue: mpsc::Receiver<ProcessFrame>, mut writer: impl AsyncWrite + Unpin) {
     while let Some(frame) = queue.recv().await {
         if writer.write_all(&frame.encode()).await.is_err() || writer.flush().await.is_err() {
             // A process that goes on without a host must not find its output closed.
@@ -268,22 +284,53 @@ async fn send(mut queue: mpsc::Receiver<ProcessFrame>, mut writer: WriteHalf<Str
     let _ = writer.shutdown().await;
 }
 
+/// Passes an output on until it is over. `is_alive` is closed when its process is gone.
 async fn read_output(
     mut output: Output,
-    frame: fn(Vec<u8>) -> ProcessFrame,
+    frame: Frame,
     frames: mpsc::Sender<ProcessFrame>,
+    mut is_alive: watch::Receiver<()>,
 ) {
     let mut buffer = vec![0; PROCESS_PAYLOAD_MAX];
-    // A terminal whose last program ended reads as an error.
-    while let Ok(count @ 1..) = output.read(&mut buffer).await {
+    let mut last_words = LastWords { within: LAST_WORDS_WITHIN, bytes: LAST_WORDS_BYTES_MAX };
+    loop {
+        // A terminal whose last program ended reads as an error.
+        let count = tokio::select! {
+            biased;
+            _ = is_alive.changed() => last_words.read(&mut output, &mut buffer).await,
+            count = output.read(&mut buffer) => count.ok(),
+        };
+        let Some(count @ 1..) = count else { return };
         if frames.send(frame(buffer[..count].to_vec())).await.is_err() {
             return;
         }
     }
 }
 
+/// What is still read of an output whose process is gone. A grandchild may keep it open, and write on: not for ever. The time
+/// that the client takes doesn't count.
+struct LastWords {
+    within: Duration,
+    bytes: usize,
+}
+
+impl LastWords {
+    /// Reads once. `None`: no more of it.
+    async fn read(&mut self, output: &mut Output, buffer: &mut [u8]) -> Option<usize> {
+        let room = buffer.len().min(self.bytes);
+        if room == 0 {
+            return None;
+        }
+        let begin = Instant::now();
+        let count = timeout(self.within, output.read(&mut buffer[..room])).await.ok()?.ok()?;
+        self.within = self.within.saturating_sub(begin.elapsed());
+        self.bytes -= count;
+        Some(count)
+    }
+}
+
 async fn receive(
-    mut reader: ReadHalf<Stream>,
+    mut reader: impl AsyncRead + Unpin,
     mut stdin: Option<Input>,
     terminal: Option<OwnedFd>,
     group: Option<Pid>,
@@ -312,5 +359,126 @@ async fn receive(
             Ok(None) => return ClientEnd::Quiet,
             Ok(Some(_)) | Err(_) => return ClientEnd::Gone,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{DuplexStream, duplex, repeat};
+    use tokio::task::JoinHandle;
+    use tokio::time::sleep;
+
+    use super::*;
+
+    /// Longest that anything may take here.
+    const WITHIN: Duration = Duration::from_secs(60);
+
+    /// More pieces than wait for a client that doesn't read: the last ones stay in the pipe.
+    const PIECES: usize = 60;
+
+    /// A script that writes each of them when the one before was read.
+    fn write_pieces() -> String {
+        format!(
+            "i=0; while [ $i -lt {PIECES} ]; do i=$((i+1)); echo $i; sleep 0.01; done; echo end >&2; exit 7"
+        )
+    }
+
+    /// A shell's script that runs, and its client.
+    struct Script {
+        client: DuplexStream,
+        processes: Processes,
+        relaying: JoinHandle<()>,
+    }
+
+    /// What a client was sent, and the status.
+    #[derive(Debug, Default, PartialEq, Eq)]
+    struct Heard {
+        stdout: Vec<u8>,
+        stderr: Vec<u8>,
+        status: i32,
+    }
+
+    impl Script {
+        fn start(script: &str) -> Self {
+            let argv = ["sh", "-c", script].map(str::to_owned).to_vec();
+            let wish = RunProcess { argv, ..RunProcess::default() };
+            let started = start(&wish).unwrap();
+            let processes = Processes::default();
+            let running = processes.enter(started.child.id().unwrap(), &wish.argv);
+            let (client, guest) = duplex(64);
+            let (reader, writer) = tokio::io::split(guest);
+            let relaying = tokio::spawn(relay(started, false, running, reader, writer));
+            Self { client, processes, relaying }
+        }
+
+        /// Waits until the process is gone, whatever is still to be read of it.
+        async fn is_gone(&self) {
+            let mut running = self.processes.watch();
+            timeout(WITHIN, running.wait_for(BTreeMap::is_empty)).await.expect("it hangs").unwrap();
+        }
+
+        /// Reads all, up to the status.
+        async fn heard(&mut self) -> Heard {
+            let (mut heard, mut buffer) = (Heard::default(), Vec::new());
+            loop {
+                let reading = timeout(WITHIN, read_process_frame(&mut self.client, &mut buffer));
+                match reading.await.expect("it hangs").unwrap() {
+                    Some(ProcessFrame::Stdout(bytes)) => heard.stdout.extend(bytes),
+                    Some(ProcessFrame::Stderr(bytes)) => heard.stderr.extend(bytes),
+                    Some(ProcessFrame::Exit(status)) => return Heard { status, ..heard },
+                    other => panic!("{other:?} came"),
+                }
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn all_output_comes_before_the_status_however_long_the_client_pauses() {
+        let mut script = Script::start(&write_pieces());
+        script.is_gone().await;
+        sleep(LAST_WORDS_WITHIN * 2).await;
+        let stdout = (1..=PIECES).flat_map(|piece| format!("{piece}\n").into_bytes()).collect();
+        assert_eq!(script.heard().await, Heard { stdout, stderr: b"end\n".to_vec(), status: 7 });
+    }
+
+    #[tokio::test]
+    async fn a_client_that_goes_before_it_has_read_all_holds_nothing() {
+        let script = Script::start(&write_pieces());
+        script.is_gone().await;
+        drop(script.client);
+        timeout(WITHIN, script.relaying).await.expect("it hangs").unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_status_comes_though_a_grandchild_writes_on() {
+        let mut script = Script::start("yes & exit 3");
+        assert_eq!(script.heard().await.status, 3);
+        timeout(WITHIN, script.relaying).await.expect("it hangs").unwrap();
+    }
+
+    /// How many bytes are passed on of an output whose process is gone.
+    async fn last_words(output: impl AsyncRead + Send + Unpin + 'static) -> usize {
+        let (frames, mut queue) = mpsc::channel(1);
+        let (alive, is_alive) = watch::channel(());
+        drop(alive);
+        tokio::spawn(read_output(Box::new(output), ProcessFrame::Stdout, frames, is_alive));
+        let mut count = 0;
+        while let Some(frame) = timeout(WITHIN, queue.recv()).await.expect("it hangs") {
+            let ProcessFrame::Stdout(bytes) = frame else { panic!("{frame:?} came") };
+            count += bytes.len();
+        }
+        count
+    }
+
+    #[tokio::test]
+    async fn of_a_process_that_is_gone_no_more_is_read_than_it_can_have_left() {
+        assert_eq!(last_words(repeat(b'y')).await, LAST_WORDS_BYTES_MAX);
+        let (mut grandchild, output) = duplex(64);
+        tokio::spawn(async move {
+            while grandchild.write_all(b"y").await.is_ok() {
+                sleep(LAST_WORDS_WITHIN / 10).await;
+            }
+        });
+        assert!((1..64).contains(&last_words(output).await));
     }
 }

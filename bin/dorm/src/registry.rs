@@ -71,13 +71,13 @@ pub(crate) fn docker_folder() -> Result<PathBuf, Failure> {
 }
 
 /// Docker's configuration, and where it lies.
-struct Config {
+pub(crate) struct Config {
     path: PathBuf,
-    values: Map<String, Value>,
+    pub(crate) values: Map<String, Value>,
 }
 
 impl Config {
-    fn read() -> Result<Self, Failure> {
+    pub(crate) fn read() -> Result<Self, Failure> {
         let folder = docker_folder()?;
         let path = folder.join("config.json");
         let values = match fs::read(&path) {
@@ -89,7 +89,7 @@ impl Config {
         Ok(Self { path, values })
     }
 
-    fn write(&self) -> Result<(), Failure> {
+    pub(crate) fn write(&self) -> Result<(), Failure> {
         let failed = |error: io::Error| Failure::new(format!("can't write {}: {error}", self.path.display()));
         let place = followed(&self.path);
         if let Some(folder) = place.parent() {

@@ -165,6 +165,28 @@ fn a_shell_is_led_to_the_session_whatever_it_was_led_to_before() {
 }
 
 #[test]
+fn dockers_client_uses_its_default_context_once_ours_is_removed() {
+    let home = Home::new("running");
+    let docker_context = |what: &str| {
+        let mut dorm = home.dorm(&["docker-context", what]);
+        dorm.env("DOCKER_CONFIG", home.folder.path()).stdin(Stdio::null()).output().unwrap()
+    };
+    assert_eq!(text(docker_context("install").stdout), "dorm\n");
+    assert_eq!(text(docker_context("install").stdout), "dorm\n", "ours is replaced");
+    let config = home.at("config.json");
+    std::fs::write(&config, r#"{ "currentContext": "dorm", "psFormat": "x" }"#).unwrap();
+    let removed = docker_context("remove");
+    assert_eq!(
+        (text(removed.stdout), text(removed.stderr)),
+        ("dorm\n".to_owned(), "dorm was in use: docker uses its default context again\n".to_owned())
+    );
+    let left: Value = serde_json::from_slice(&std::fs::read(&config).unwrap()).unwrap();
+    assert_eq!(left, json!({ "psFormat": "x" }));
+    let again = text(docker_context("remove").stderr);
+    assert!(again.starts_with("error: there is no context \"dorm\"\n"), "{again}");
+}
+
+#[test]
 fn who_comes_over_ssh_has_the_default_session_opened_again() {
     let home = Home::new("terminated");
     serve(&home.at("docker.sock"), |_| ok("OK"));

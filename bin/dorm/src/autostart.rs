@@ -14,8 +14,19 @@ use crate::output::print;
 /// What systemd calls it.
 const UNIT: &str = "dormouse.service";
 
-/// Variables that say where everything lies. A user's systemd needn't know them; the runtime directory comes from it.
-const HOMES: &[&str] = &["DORM_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_CACHE_HOME"];
+/// Variables that say where everything lies and what VMs are made with, and where programs are found. A user's systemd needn't
+/// know them, and gives a short `PATH`; the runtime directory comes from it.
+const VARIABLES: &[&str] = &[
+    "DORM_HOME",
+    "XDG_CONFIG_HOME",
+    "XDG_DATA_HOME",
+    "XDG_CACHE_HOME",
+    "DORM_IMAGES",
+    "DORM_TEMPLATES",
+    "DORM_NETWORK",
+    "DORM_VIRTIOFSD",
+    "PATH",
+];
 
 /// `dorm autostart`.
 #[derive(Subcommand)]
@@ -47,11 +58,11 @@ fn install() -> Done {
     let path = path()?;
     let failed = |error: io::Error| Failure::new(format!("can't write to {}: {error}", path.display()));
     std::fs::create_dir_all(path.parent().unwrap_or(Path::new("/"))).map_err(failed)?;
-    let homes: Vec<_> = HOMES
+    let variables: Vec<_> = VARIABLES
         .iter()
         .filter_map(|name| Some((*name, std::env::var(name).ok().filter(|value| !value.is_empty())?)))
         .collect();
-    std::fs::write(&path, unit(&program, &homes)).map_err(failed)?;
+    std::fs::write(&path, unit(&program, &variables)).map_err(failed)?;
     match systemctl(&["daemon-reload"]) {
         Err(error) if error.kind() == ErrorKind::NotFound => {
             std::fs::remove_file(&path).map_err(failed)?;
@@ -93,8 +104,8 @@ fn path() -> Result<PathBuf, Failure> {
 }
 
 /// A second service ends at once without a failure, so one that `dorm` has started is left alone.
-fn unit(program: &Path, homes: &[(&str, String)]) -> String {
-    let homes: String = homes
+fn unit(program: &Path, variables: &[(&str, String)]) -> String {
+    let variables: String = variables
         .iter()
         .map(|(name, value)| format!("Environment={}\n", quoted(&format!("{name}={value}"))))
         .collect();
@@ -106,7 +117,7 @@ fn unit(program: &Path, homes: &[(&str, String)]) -> String {
          [Service]\n\
          Type=exec\n\
          ExecStart={program}\n\
-         {homes}\
+         {variables}\
          Restart=on-failure\n\
          # VMs outlive a service that dies; one that is stopped puts them to sleep itself, in 65 s at most.\n\
          KillMode=process\n\
@@ -118,9 +129,12 @@ fn unit(program: &Path, homes: &[(&str, String)]) -> String {
     )
 }
 
-/// As one word of a unit, see systemd.syntax(7).
+/// As one word of a unit, see systemd.syntax(7): `%` begins a specifier, and a line would end at a newline.
 fn quoted(text: &str) -> String {
-    format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\"").replace('%', "%%"))
+    let escaped = [("\\", "\\\\"), ("\"", "\\\""), ("\n", "\\n"), ("%", "%%")]
+        .iter()
+        .fold(text.to_owned(), |text, (plain, escaped)| text.replace(plain, escaped));
+    format!("\"{escaped}\"")
 }
 
 fn systemctl(arguments: &[&str]) -> io::Result<Output> {
@@ -136,4 +150,19 @@ fn succeeded(done: io::Result<Output>) -> Result<(), Failure> {
     Err(Failure::new(format!("systemctl failed: {said}")).hint(
         "run it again from a login of your own; until then the first `dorm` command starts the service",
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_variable_is_one_word_of_a_unit_whatever_it_holds() {
+        let path = "/a b:/100%:/\"c\":/d\\e:/f\ng:/$h";
+        let unit =
+            unit(Path::new("/bin/dormd"), &[("DORM_HOME", "/d".to_owned()), ("PATH", path.to_owned())]);
+        let lines: Vec<_> = unit.lines().filter(|line| line.starts_with("Environment=")).collect();
+        let escaped = r#"Environment="PATH=/a b:/100%%:/\"c\":/d\\e:/f\ng:/$h""#;
+        assert_eq!(lines, [r#"Environment="DORM_HOME=/d""#, escaped]);
+    }
 }

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use clap::Args;
 use dormouse_client::{Endpoint, Home, program_beside_this_one};
+use dormouse_folders::{GET_VIRTIOFSD, KeeperError, find_virtiofsd, try_virtiofsd};
 use dormouse_guest_image::ImageStore;
 use dormouse_vm::{Acceleration, KvmPolicy, ProbeOptions, Qemu, free_bytes};
 use serde::Serialize;
@@ -121,6 +122,7 @@ async fn findings() -> Vec<Finding> {
     findings.push(sandbox(
         &std::fs::read_to_string("/proc/sys/kernel/seccomp/actions_avail").unwrap_or_default(),
     ));
+    findings.push(folders().await);
     findings.push(service(&home).await);
     findings
 }
@@ -296,6 +298,32 @@ fn sandbox(actions: &str) -> Finding {
     )
 }
 
+/// What shares folders of this machine, and the namespaces that it is kept in.
+async fn folders() -> Finding {
+    match find_virtiofsd() {
+        Some(program) => shared_by(&program, try_virtiofsd(&program).await),
+        None => Finding::warn(
+            "folders",
+            "virtiofsd not found: containers can have none of this machine's",
+            GET_VIRTIOFSD,
+        ),
+    }
+}
+
+fn shared_by(program: &Path, tried: Result<String, KeeperError>) -> Finding {
+    match tried {
+        Ok(version) => {
+            Finding::ok("folders", format!("{version} at {}, in namespaces of your own", program.display()))
+        }
+        Err(KeeperError::Namespaces(error)) => Finding::warn(
+            "folders",
+            format!("this machine gives you no namespaces to keep virtiofsd in ({error}): it shares none"),
+            "have its administrator allow them: kernel.unprivileged_userns_clone=1, or the AppArmor profile",
+        ),
+        Err(error) => Finding::warn("folders", format!("{}: {error}", program.display()), GET_VIRTIOFSD),
+    }
+}
+
 /// It isn't started for this: that it doesn't run is no fault.
 async fn service(home: &Home) -> Finding {
     let socket = home.service_socket();
@@ -328,6 +356,20 @@ mod tests {
         assert_eq!(memory("").verdict, Verdict::Warn);
         assert_eq!(sandbox("kill_process kill_thread trap").verdict, Verdict::Ok);
         assert_eq!(sandbox("").verdict, Verdict::Warn);
+    }
+
+    #[test]
+    fn folders_need_a_virtiofsd_that_runs_and_namespaces_to_keep_it_in() {
+        let found = |tried| shared_by(Path::new("/v/virtiofsd"), tried);
+        let ready = found(Ok("virtiofsd 1.14.0".to_owned()));
+        assert_eq!(ready.verdict, Verdict::Ok);
+        assert!(ready.text.starts_with("virtiofsd 1.14.0 at /v/virtiofsd"), "{}", ready.text);
+        let refused = || io::Error::from(io::ErrorKind::PermissionDenied);
+        let fenced = found(Err(KeeperError::Namespaces(refused())));
+        assert_eq!(fenced.verdict, Verdict::Warn);
+        assert!(fenced.hint.is_some_and(|hint| hint.contains("administrator")), "{:?}", fenced.hint);
+        let broken = found(Err(KeeperError::Virtiofsd(refused())));
+        assert_eq!((broken.verdict, broken.hint), (Verdict::Warn, Some(GET_VIRTIOFSD)));
     }
 
     #[test]

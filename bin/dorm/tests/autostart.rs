@@ -47,7 +47,10 @@ impl User {
         dorm.args(["autostart", what])
             .env_clear()
             .env("HOME", self.home.path())
-            .env("XDG_DATA_HOME", "/a \"b\"/100%");
+            .env("XDG_DATA_HOME", "/a \"b\"/100%")
+            .env("DORM_IMAGES", "")
+            .env("DORM_VIRTIOFSD", "/v")
+            .env("DORM_NETWORK", "none");
         dorm.env("PATH", self.home.path().join("bin")).output().unwrap()
     }
 
@@ -77,6 +80,9 @@ fn a_unit_is_made_and_started_and_goes_again() {
     Type=exec
     ExecStart="/home/u/programs/dormd"
     Environment="XDG_DATA_HOME=/a \"b\"/100%%"
+    Environment="DORM_NETWORK=none"
+    Environment="DORM_VIRTIOFSD=/v"
+    Environment="PATH=/home/u/bin"
     Restart=on-failure
     # VMs outlive a service that dies; one that is stopped puts them to sleep itself, in 65 s at most.
     KillMode=process

@@ -20,7 +20,7 @@ use rustix::process::{
 use crate::link::{Ask, CONTROL, DEVICE, LINE_BYTES_MAX, Told, VM};
 use crate::proxy::{Proxy, Step};
 use crate::share::{Access, Share};
-use crate::tree::{Tree, enter_namespaces};
+use crate::tree::{Namespaces, Tree};
 use crate::watch::Watcher;
 
 /// Connections at a time; there are three, and three more while one host succeeds another.
@@ -124,7 +124,7 @@ fn begin(
     connections: &mut Vec<Connection>,
 ) -> Result<(), KeeperError> {
     let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
-    enter_namespaces().map_err(KeeperError::Namespaces)?;
+    Namespaces::new().enter().map_err(KeeperError::Namespaces)?;
     let tree = Tree::new(&options.folder).map_err(KeeperError::Tree)?;
     let start = Start {
         program: options.virtiofsd.clone(),

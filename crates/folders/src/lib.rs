@@ -15,10 +15,12 @@ mod policy;
 mod proxy;
 mod share;
 mod tree;
+mod virtiofsd;
 mod watch;
 
 pub use keeper::{Inherited, KeeperError, KeeperOptions, keep};
 pub use link::{Keeper, KeeperStart, LinkError};
 pub use policy::{Missing, Policy, Refused, rules};
 pub use share::{Access, GUEST_ROOT, Share, restore};
+pub use virtiofsd::{GET_VIRTIOFSD, find_virtiofsd, try_virtiofsd};
 pub use watch::Changes;

@@ -54,20 +54,34 @@ pub(crate) struct Tree {
     is_closed: bool,
 }
 
-/// Makes this process root of a user namespace in which its user alone is mapped, with mounts of its own. The process
-/// has one thread.
-pub(crate) fn enter_namespaces() -> io::Result<()> {
-    let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
-    // SAFETY: the table of descriptors isn't unshared, which is what this call is unsafe for.
-    #[expect(unsafe_code, reason = "rustix has no other call for namespaces")]
-    unsafe {
-        unshare_unsafe(UnshareFlags::NEWUSER | UnshareFlags::NEWNS)?;
+/// Namespaces of the user's own, in which that user alone is mapped.
+#[derive(Debug)]
+pub(crate) struct Namespaces {
+    uid_map: String,
+    gid_map: String,
+}
+
+impl Namespaces {
+    /// For the user of this process.
+    pub(crate) fn new() -> Self {
+        let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+        Self { uid_map: format!("0 {uid} 1"), gid_map: format!("0 {gid} 1") }
     }
-    fs::write("/proc/self/setgroups", "deny")?;
-    fs::write("/proc/self/uid_map", format!("0 {uid} 1"))?;
-    fs::write("/proc/self/gid_map", format!("0 {gid} 1"))?;
-    // What the host mounts later is seen here, and nothing of this is seen there.
-    Ok(mount_change("/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC)?)
+
+    /// Makes this process root of them, with mounts of its own. The process has one thread. Makes system calls and nothing
+    /// else, so that a process which was just forked can do it.
+    pub(crate) fn enter(&self) -> io::Result<()> {
+        // SAFETY: the table of descriptors isn't unshared, which is what this call is unsafe for.
+        #[expect(unsafe_code, reason = "rustix has no other call for namespaces")]
+        unsafe {
+            unshare_unsafe(UnshareFlags::NEWUSER | UnshareFlags::NEWNS)?;
+        }
+        fs::write("/proc/self/setgroups", "deny")?;
+        fs::write("/proc/self/uid_map", &self.uid_map)?;
+        fs::write("/proc/self/gid_map", &self.gid_map)?;
+        // What the host mounts later is seen here, and nothing of this is seen there.
+        Ok(mount_change("/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC)?)
+    }
 }
 
 impl Tree {

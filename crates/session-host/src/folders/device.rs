@@ -1,23 +1,16 @@
 //! The device that folders are shared by: at most one that works in each VM.
 
 use std::collections::BTreeSet;
-use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use dormouse_folders::{Keeper, KeeperStart, Share};
+use dormouse_folders::{GET_VIRTIOFSD, Keeper, KeeperStart, Share, find_virtiofsd};
 use dormouse_mux::Agent;
 use dormouse_vm::{SPARE_PORTS, Vm, folders_tag};
 use tokio::task::JoinHandle;
 
 use super::{Folders, guest, told};
 use crate::owner::HeldLease;
-
-/// Where virtiofsd may be named.
-const VIRTIOFSD_VARIABLE: &str = "DORM_VIRTIOFSD";
-
-/// Where Debian's package has it; the one that comes with an older QEMU lies elsewhere.
-const VIRTIOFSD: &str = "/usr/libexec/virtiofsd";
 
 /// This program, also when its file was replaced since it was started, as an upgrade does it.
 const THIS_PROGRAM: &str = "/proc/self/exe";
@@ -108,7 +101,7 @@ impl Device {
         let qemu = vm.record().process.map(|process| process.pid).ok_or("the VM has no process")?;
         let start = KeeperStart {
             program: Path::new(THIS_PROGRAM),
-            virtiofsd: &virtiofsd().map_err(|error| error.to_string())?,
+            virtiofsd: &find_virtiofsd().ok_or_else(|| format!("virtiofsd not found: {GET_VIRTIOFSD}"))?,
             folder: &runtime.join(format!("folders{port}")),
             control: &control(vm, port),
             device: &socket,
@@ -233,18 +226,6 @@ impl Device {
 /// Where the keeper of a VM's device listens for its host.
 fn control(vm: &Vm, port: usize) -> PathBuf {
     vm.runtime_dir().join(format!("{}-keeper{port}", vm.record().generation))
-}
-
-/// virtiofsd: as named, beside this program, or where the system has it.
-fn virtiofsd() -> io::Result<PathBuf> {
-    let named = std::env::var_os(VIRTIOFSD_VARIABLE).map(PathBuf::from);
-    let beside = std::env::current_exe()?.with_file_name("virtiofsd");
-    let found = named.into_iter().chain([beside, VIRTIOFSD.into()]).find(|program| program.is_file());
-    found.ok_or_else(|| {
-        io::Error::other(
-            "virtiofsd not found: install the package virtiofsd, or put the one of scripts/install-virtiofsd beside dorm",
-        )
-    })
 }
 
 #[cfg(test)]

@@ -233,8 +233,10 @@ impl Asleep {
     /// The memory that was kept in a sleep is given up: the next VM is booted.
     pub(crate) fn memory_goes(&self) {
         let mut memory = self.memory();
-        if memory.sealed.take_if(|sealed| sealed.need_memory).is_some() {
-            let _ = fs::remove_file(self.shared.sealed_path());
+        if memory.sealed.take_if(|sealed| sealed.need_memory).is_some()
+            && let Err(error) = fs::remove_file(self.shared.sealed_path())
+        {
+            tracing::warn!(%error, "answers that don't count any more can't be removed");
         }
     }
 

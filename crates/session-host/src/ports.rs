@@ -70,7 +70,6 @@ pub struct Ports {
 struct Shared {
     /// Where a port is published whose client named no address.
     address: IpAddr,
-    left: Left,
     table: Mutex<Table>,
     owner: watch::Sender<Option<Owner>>,
     forwards: Arc<Semaphore>,
@@ -94,6 +93,14 @@ struct Table {
     numbers: Numbers,
     /// Doors that are wanted and can't be bound, which was told.
     shut: BTreeSet<Door>,
+    left: Left,
+}
+
+impl Table {
+    /// Leaves the doors that are open to the next host.
+    fn leave(&mut self) {
+        self.left.write(&self.doors);
+    }
 }
 
 /// A container that is being started.
@@ -112,11 +119,6 @@ struct Open {
     socket: OwnedFd,
     behind: watch::Sender<Behind>,
     serving: JoinHandle<()>,
-}
-
-/// Who is behind each door.
-fn who_is_behind(doors: &BTreeMap<Door, Open>) -> Vec<(Door, Behind)> {
-    doors.iter().map(|(door, open)| (*door, open.behind.borrow().clone())).collect()
 }
 
 impl Drop for Open {
@@ -170,6 +172,8 @@ impl Ports {
     /// numbers begin that are given to who names none; who names no address gets `address`.
     #[must_use]
     pub fn load(folder: &Path, seed: u64, address: IpAddr, sockets: Vec<OwnedFd>) -> Self {
+        let left = Left::new(folder);
+        let doors = left.read();
         let table = Table {
             doors: BTreeMap::new(),
             starting: BTreeMap::new(),
@@ -178,10 +182,10 @@ impl Ports {
             free: FreePorts::new(seed),
             numbers: Numbers::load(folder),
             shut: BTreeSet::new(),
+            left,
         };
         let shared = Shared {
             address,
-            left: Left::new(folder),
             table: Mutex::new(table),
             owner: watch::channel(None).0,
             forwards: Arc::new(Semaphore::new(FORWARDS_MAX)),
@@ -190,9 +194,8 @@ impl Ports {
             comparing: tokio::sync::Mutex::new(()),
         };
         let ports = Self { shared: Arc::new(shared) };
-        let left = ports.shared.left.read();
-        if !left.is_empty() {
-            ports.reopen(left, sockets);
+        if !doors.is_empty() {
+            ports.reopen(doors, sockets);
         }
         ports
     }
@@ -208,7 +211,7 @@ impl Ports {
                 tracing::warn!(%door, %error, "a published port can't be bound again");
             }
         }
-        self.shared.left.write(&table.doors);
+        table.leave();
     }
 
     /// Who gives leases to whoever knocks.
@@ -354,7 +357,6 @@ impl Ports {
         let wanted: BTreeMap<_, _> =
             containers.iter().flat_map(|one| one.doors(self.shared.address)).collect();
         let mut table = self.table();
-        let before = who_is_behind(&table.doors);
         let Table { doors, starting, shut, .. } = &mut *table;
         let is_awaited = |door: &Door| starting.values().any(|awaited| awaited.doors.contains(door));
         doors.retain(|door, _| wanted.contains_key(door) || is_awaited(door));
@@ -378,10 +380,7 @@ impl Ports {
                 Err(_told) => {}
             }
         }
-        // A machine that loses its power tells nobody.
-        if who_is_behind(&table.doors) != before {
-            self.shared.left.write(&table.doors);
-        }
+        table.leave();
     }
 
     /// Tells whoever woke the VM, and the history.
@@ -400,7 +399,7 @@ impl Ports {
             Stays::WhoeverRestarts => open.behind.borrow().restarts,
             Stays::Nobody => false,
         });
-        self.shared.left.write(&table.doors);
+        table.leave();
     }
 
     fn open(&self, table: &mut Table, door: Door, behind: Behind, socket: OwnedFd) -> io::Result<()> {

@@ -9,9 +9,9 @@ use dormouse_lifecycle::{Census, ContainerState, Event, Generation};
 use dormouse_mux::Agent;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::oneshot;
-use tokio::time::{MissedTickBehavior, timeout};
+use tokio::time::{Instant, MissedTickBehavior, timeout};
 
-use super::engine_events::EventReader;
+use super::engine_events::{EventReader, command_line};
 use crate::owner::{Inbox, Message};
 
 /// How much of an answer of the engine is read: a list of very many containers.
@@ -20,7 +20,8 @@ const ANSWER_BYTES_MAX: u64 = 64 * 1024 * 1024;
 /// How long the engine may take to say which execs run.
 const EXECS_WITHIN: Duration = Duration::from_secs(15);
 
-/// How often it is asked that, while some do, whatever else happens: health checks may never be quiet for so long.
+/// How often it is asked that, while some do or nobody knows, whatever else happens: health checks may never be quiet for so
+/// long.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
 
 /// How long to wait before an engine whose events can't be heard is asked for them again.
@@ -165,9 +166,9 @@ impl ContainerConfig {
     }
 }
 
-/// As events have it, without the blanks at its ends.
+/// As events have it.
 fn line(words: Vec<String>) -> String {
-    words.join(" ").trim().to_owned()
+    command_line(&words.join(" "))
 }
 
 /// Asks the engine for a container's health check, in one line; of one that is gone there is none.
@@ -251,27 +252,33 @@ async fn listen(agent: &Agent, inbox: &Inbox, generation: Generation) -> io::Res
     stream.write_all(request.as_bytes()).await?;
     let mut reader = EventReader::default();
     let mut buffer = vec![0; 16 * 1024];
-    let mut execs_are_known = false;
-    let mut look = tokio::time::interval(LOOK_EVERY);
+    let (mut is_heard, mut execs_are_known) = (false, false);
+    let mut look = tokio::time::interval_at(Instant::now() + LOOK_EVERY, LOOK_EVERY);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         let events = tokio::select! {
             // The first bytes are the answer's head: what is asked then makes up for what happened before the subscription.
             count = stream.read(&mut buffer) => match count? {
                 0 => return Ok(()),
-                count => reader.read(&buffer[..count]),
+                count => {
+                    is_heard = true;
+                    reader.read(&buffer[..count])
+                }
             },
-            _ = look.tick(), if reader.running_execs() > 0 => {
-                if let Ok(Ok(execs)) = timeout(EXECS_WITHIN, all_running_execs(agent)).await {
+            _ = look.tick(), if is_heard && (!execs_are_known || reader.running_execs() > 0) => {
+                if execs_are_known
+                    && let Ok(Ok(execs)) = timeout(EXECS_WITHIN, all_running_execs(agent)).await
+                {
                     reader.looked(execs);
                 }
                 Vec::new()
             }
         };
-        while let Some(container) = reader.unasked() {
-            // Until it is known, at the next event, its runs hold as any exec does.
-            let Ok(check) = health_check(agent, &container).await else { break };
-            reader.learn(container, check);
+        // One that the engine can't tell of now may be told of after the next event, and must not keep the others waiting.
+        for container in reader.unasked() {
+            if let Ok(check) = health_check(agent, &container).await {
+                reader.learn(container, check);
+            }
         }
         if !execs_are_known && let Ok(Ok(execs)) = timeout(EXECS_WITHIN, all_running_execs(agent)).await {
             execs_are_known = true;
@@ -304,9 +311,12 @@ pub(crate) async fn stop_container(agent: &Agent, id: &str) -> Result<(), String
 
 #[cfg(test)]
 mod tests {
+    use std::sync::{Arc, Mutex};
+
     use dormouse_agent_proto::{Answer, Reply, Request};
-    use dormouse_mux::{Limits, Mux, read_json, write_json};
+    use dormouse_mux::{Limits, Mux, Stream, read_json, write_json};
     use tokio::io::duplex;
+    use tokio::sync::mpsc;
 
     use super::*;
 
@@ -329,6 +339,82 @@ mod tests {
         });
         let mux = Mux::client(host, Limits::AGENT);
         Agent::new(mux.clone(), mux)
+    }
+
+    /// What an engine answers, by path. Of anything else it knows nothing.
+    type Answers = Arc<Mutex<BTreeMap<&'static str, (u16, &'static str)>>>;
+
+    /// A guest whose engine answers so. The streams on which it is listened to come out.
+    fn telling(answers: &Answers) -> (Agent, mpsc::UnboundedReceiver<Stream>) {
+        let (host, guest) = duplex(64 * 1024);
+        let guest = Mux::server(guest, Limits::AGENT);
+        let (listeners, listened) = mpsc::unbounded_channel();
+        let answers = Arc::clone(answers);
+        tokio::spawn(async move {
+            while let Some(mut stream) = guest.accept().await {
+                let _: Request = read_json(&mut stream).await.unwrap();
+                write_json(&mut stream, &Reply::Ok(Answer::Done)).await.unwrap();
+                let mut head = Vec::new();
+                while !head.ends_with(b"\r\n\r\n") {
+                    head.push(stream.read_u8().await.unwrap());
+                }
+                let head = String::from_utf8(head).unwrap();
+                let path = head.split(' ').nth(1).unwrap();
+                if path.starts_with("/events") {
+                    let _ = listeners.send(stream);
+                    continue;
+                }
+                let (status, body) = answers.lock().unwrap().get(path).copied().unwrap_or((404, "{}"));
+                let answer = format!("HTTP/1.0 {status} so\r\n\r\n{body}");
+                stream.write_all(answer.as_bytes()).await.unwrap();
+                stream.shutdown().await.unwrap();
+            }
+        });
+        let mux = Mux::client(host, Limits::AGENT);
+        (Agent::new(mux.clone(), mux), listened)
+    }
+
+    /// How many execs hold, as it is told next.
+    async fn execs(told: &mut mpsc::UnboundedReceiver<Message>) -> u32 {
+        loop {
+            let message = timeout(Duration::from_secs(30), told.recv()).await.expect("nothing is told");
+            if let Message::Engine { execs, taken, .. } = message.expect("it is listened to") {
+                let _ = taken.send(());
+                return execs;
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_health_check_that_the_engine_could_not_tell_is_asked_for_again_and_keeps_no_other_waiting() {
+        const CHECKED: &str = r#"{"Config":{"Healthcheck":{"Test":["CMD","ask"]}}}"#;
+        let answers = Answers::default();
+        let answer = |path, status, body| answers.lock().unwrap().insert(path, (status, body));
+        answer("/containers/json", 200, "[]");
+        answer("/containers/json?all=1", 200, "[]");
+        answer("/containers/c1/json", 500, "{}");
+        answer("/containers/c2/json", 200, CHECKED);
+        let (agent, mut listened) = telling(&answers);
+        let (sender, mut told) = mpsc::unbounded_channel();
+        let listening = tokio::spawn(async move { listen(&agent, &Inbox(sender), Generation(1)).await });
+        let mut stream = listened.recv().await.unwrap();
+        stream.write_all(b"HTTP/1.0 200 OK\r\n\r\n").await.unwrap();
+        stream.flush().await.unwrap();
+        assert_eq!(execs(&mut told).await, 0);
+        let event = |container: &str, action: &str, exec: &str| {
+            let attributes = format!(r#"{{"execID":"{exec}"}}"#);
+            let actor = format!(r#"{{"ID":"{container}","Attributes":{attributes}}}"#);
+            format!(r#"{{"Type":"container","Action":"{action}","Actor":{actor}}}"#) + "\n"
+        };
+        let begun = event("c1", "exec_start: ask", "a") + &event("c2", "exec_start: ask", "b");
+        stream.write_all(begun.as_bytes()).await.unwrap();
+        stream.flush().await.unwrap();
+        assert_eq!(execs(&mut told).await, 1, "what isn't known to be a check holds");
+        answer("/containers/c1/json", 200, CHECKED);
+        stream.write_all(event("c3", "exec_die", "c").as_bytes()).await.unwrap();
+        stream.flush().await.unwrap();
+        assert_eq!(execs(&mut told).await, 0);
+        listening.abort();
     }
 
     #[tokio::test]

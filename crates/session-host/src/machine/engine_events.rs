@@ -30,6 +30,12 @@ struct Exec {
     command: Option<String>,
 }
 
+/// A program and its arguments in one line, to be compared with another: without the blanks at its ends, of which the engine
+/// makes some itself.
+pub(super) fn command_line(words: &str) -> String {
+    words.trim().to_owned()
+}
+
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct Told {
@@ -96,9 +102,10 @@ impl EventReader {
         }
     }
 
-    /// A container with a running exec whose health check isn't known.
-    pub(super) fn unasked(&self) -> Option<String> {
-        self.execs.keys().find(|container| !self.checks.contains_key(*container)).cloned()
+    /// Containers with running execs whose health checks aren't known. Until they are, their runs hold as any exec does.
+    pub(super) fn unasked(&self) -> Vec<String> {
+        let running = self.execs.iter().filter(|(_, execs)| !execs.is_empty()).map(|(container, _)| container);
+        running.filter(|container| !self.checks.contains_key(*container)).cloned().collect()
     }
 
     /// Takes in a container's health check, in one line. It never changes.
@@ -136,7 +143,7 @@ impl EventReader {
             }
             ("container", "exec_start") => {
                 if let Some(exec) = attributes.remove("execID") {
-                    self.enter(id, Exec { id: exec, command: Some(command.trim().to_owned()) });
+                    self.enter(id, Exec { id: exec, command: Some(command_line(command)) });
                 }
                 None
             }
@@ -227,7 +234,7 @@ mod tests {
         let mut start = |command: &str, exec: &str| {
             let action = format!("exec_start: {command}");
             reader.read(line("container", &action, "c1", &format!(r#""execID":"{exec}""#)).as_bytes());
-            while let Some(container) = reader.unasked() {
+            for container in reader.unasked() {
                 reader.learn(container, Some("/bin/sh -c exit 0".to_owned()));
             }
             reader.running_execs()

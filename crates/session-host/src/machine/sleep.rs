@@ -108,6 +108,8 @@ impl<F: Factory> Sleep<F> {
 
     /// The VM is still whole: it goes on where it was.
     async fn run_on(self, reason: String) {
+        // What was captured is of before, and this sleep is the only one that it may be told in.
+        self.shared.face.asleep.forget();
         let (ask, generation) = (self.ask, self.ask.generation);
         match self.revive().await {
             Ok((up, tidings)) => {

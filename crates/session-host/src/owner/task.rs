@@ -599,7 +599,10 @@ impl<M: Machines> Task<M> {
             self.facts.face.asleep.memory_goes();
         }
         match record {
-            Record::Slept { how: SleepHow::Suspend, .. } => self.facts.face.ports.vm_gone(Stays::Everybody),
+            Record::Slept { how: SleepHow::Suspend, trouble: None, .. } => {
+                self.facts.face.ports.vm_gone(Stays::Everybody);
+            }
+            // A suspend that went wrong keeps no more than a stop.
             Record::Slept { .. } | Record::Crashed { .. } => {
                 self.facts.face.ports.vm_gone(Stays::WhoeverRestarts);
             }

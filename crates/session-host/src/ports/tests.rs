@@ -112,6 +112,12 @@ fn is_bound(address: &str, port: u16) -> bool {
     matches!(TcpListener::bind(address), Err(error) if error.kind() == io::ErrorKind::AddrInUse)
 }
 
+/// What the machine's loss of power does to doors: nobody is told, and nothing is written.
+pub(crate) async fn lose_power(ports: &Ports, port: u16) {
+    ports.table().doors.clear();
+    closes(port).await;
+}
+
 async fn closes(port: u16) {
     // The task that held the socket is told to end, and ends when it runs next.
     timeout(Duration::from_secs(20), async {
@@ -320,15 +326,27 @@ async fn a_host_that_ends_without_a_word_leaves_its_doors_to_the_next() {
 }
 
 #[tokio::test]
+async fn a_door_is_left_once_its_container_runs_wherever_that_listens() {
+    let folder = tempfile::tempdir().unwrap();
+    let (ports, engine) = (Ports::load(folder.path(), 1, HERE, Vec::new()), Engine::tcp(free()));
+    let is_left = || folder.path().join("doors.json").exists();
+    // Nobody has told its address yet, nor does anybody when it runs.
+    let engine = engine.without_address();
+    let starting = engine.starts(&ports).await.unwrap();
+    engine.clone().running().compared(&ports).await;
+    assert!(is_left());
+    drop(starting);
+    engine.compared(&ports).await;
+    assert!(!is_left());
+}
+
+#[tokio::test]
 async fn sockets_that_nobody_kept_are_bound_again_and_what_is_not_wanted_is_closed() {
     let folder = tempfile::tempdir().unwrap();
     let (ports, engine) = (Ports::load(folder.path(), 1, HERE, Vec::new()), Engine::tcp(free()).running());
     engine.compared(&ports).await;
     ports.vm_gone(Stays::Everybody);
-    let left = std::fs::read(folder.path().join("doors.json")).unwrap();
-    engine.clone().stopped().compared(&ports).await;
-    closes(engine.port).await;
-    std::fs::write(folder.path().join("doors.json"), left).unwrap();
+    lose_power(&ports, engine.port).await;
     let stranger = TcpListener::bind("127.0.0.1:0").unwrap();
     let number = stranger.local_addr().unwrap().port();
     let next = Ports::load(folder.path(), 1, HERE, vec![stranger.into()]);

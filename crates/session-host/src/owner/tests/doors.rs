@@ -2,13 +2,15 @@
 
 use std::time::Duration;
 
+use dormouse_api::Phase;
+use dormouse_lifecycle::Exit;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UdpSocket};
 use tokio::time::timeout;
 
 use super::stage::{Call, PAUSED, Stage};
 use crate::ports::Ports;
-use crate::ports::tests::{Engine, free, new};
+use crate::ports::tests::{Engine, free, lose_power, new};
 
 /// For hangs only: this runs on the real clock, because sockets do.
 const WITHIN: Duration = Duration::from_secs(30);
@@ -260,4 +262,23 @@ async fn who_knocks_before_the_host_has_begun_is_served() {
     let mut answer = String::new();
     timeout(WITHIN, client.read_to_string(&mut answer)).await.expect("no answer").unwrap();
     assert_eq!(answer, "172.17.0.2:80 ");
+}
+
+#[tokio::test]
+async fn after_a_loss_of_power_only_doors_of_who_starts_again_stay() {
+    for (policy, stay) in [("no", 0), ("always", 1)] {
+        let mut stage = Stage::new();
+        let (lease, _guest) = stage.up().await;
+        let engine = Engine { policy, ..Engine::tcp(free()).running() };
+        engine.compared(&stage.face.ports).await;
+        lose_power(&stage.face.ports, engine.port).await;
+        let mut stage = stage.host_dies().await;
+        drop(lease);
+        assert_eq!(stage.call().await, Call::Adopt(1));
+        assert_eq!(stage.face.ports.duplicates().len(), 1, "nobody knows yet what became of the VM");
+        stage.exits(1, Exit::Unknown("it was gone".into()));
+        stage.becomes(Phase::Absent).await;
+        assert_eq!(stage.face.ports.duplicates().len(), stay, "{policy}");
+        assert_eq!(stage.folder.path().join("doors.json").exists(), stay > 0, "{policy}");
+    }
 }

@@ -130,6 +130,8 @@ pub(super) enum Hooked {
 
 pub(super) struct Stage {
     pub(super) owner: Owner,
+    /// What its host tells and opens beside the engine.
+    pub(super) face: Face,
     pub(super) folder: Arc<tempfile::TempDir>,
     calls: mpsc::UnboundedReceiver<(Call, Durable)>,
     /// What was on disk when the latest call was made.
@@ -155,12 +157,13 @@ impl Stage {
         let path = folder.path().to_owned();
         let (sender, calls) = mpsc::unbounded_channel();
         let facts = facts(&path);
+        let face = facts.face.clone();
         let console = watch::channel(None).0;
         let script = Script { folder: path, calls: sender, console };
         let Started { owner, jobs, task } = Owner::start(facts, config, |_| script).expect("an owner");
         let (hooked, told) = (watch::channel(Hooked::Fine).0, Arc::default());
         tokio::spawn(run_hooks(jobs, owner.inbox.clone(), hooked.subscribe(), Arc::clone(&told)));
-        Self { owner, folder, calls, on_disk: Durable::default(), hooked, told, task, config }
+        Self { owner, face, folder, calls, on_disk: Durable::default(), hooked, told, task, config }
     }
 
     /// The host dies, and another one takes over from what is on disk.

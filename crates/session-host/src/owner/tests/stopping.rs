@@ -10,6 +10,7 @@ use tokio::time::timeout;
 
 use super::stage::{Call, Guest, Hooked, Stage, granted, pass, refused, seconds, took};
 use crate::owner::Message;
+use crate::ports::tests as published;
 
 /// A VM that nobody needs, up to the moment when the engine is asked.
 async fn counting(stage: &mut Stage) -> (Guest, Call) {
@@ -394,4 +395,69 @@ async fn a_suspended_session_wakes_from_its_snapshot_and_a_lost_one_from_the_ker
     let waiting = stage.ask(Policy::Acquire);
     assert_eq!(stage.call().await, Call::Start(3), "there is no snapshot");
     waiting.abort();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_suspend_that_loses_the_memory_leaves_only_doors_of_who_starts_again() {
+    for (policy, stay) in [("no", 0), ("always", 1)] {
+        let mut stage = suspends();
+        let (_guest, ask) = suspending(&mut stage).await;
+        let engine = published::Engine { policy, ..published::Engine::tcp(published::free()).running() };
+        engine.compared(&stage.face.ports).await;
+        let (vm, reason) = (AfterFailure::Lost, "the device state broke off".into());
+        stage.send(Event::SuspendFailed { ask, vm, reason });
+        assert_eq!(stage.call().await, Call::Kill(1));
+        stage.exits(1, Exit::Crashed("killed".into()));
+        stage.becomes(Phase::Absent).await;
+        assert_eq!(stage.face.ports.duplicates().len(), stay, "{policy}");
+    }
+}
+
+/// What the engine says in the sleep of the first VM is kept, with containers in these states.
+async fn captured(stage: &Stage, states: &[&'static str]) {
+    let agent = Guest::with(states).agent();
+    let dial =
+        || async { agent.dial(dormouse_agent_proto::Target::Engine).await.map_err(std::io::Error::other) };
+    stage.face.asleep.capture(dial, 1).await;
+}
+
+/// Is a client answered while the first VM sleeps?
+fn is_answered(stage: &Stage) -> bool {
+    let ping = parse_request("GET /_ping HTTP/1.1\r\n\r\n".into()).unwrap();
+    stage.face.asleep.answer(&ping, 1).is_some()
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_containers_that_a_stop_ends_nothing_is_told_asleep() {
+    for runs in [true, false] {
+        let states: &[&'static str] = if runs { &["running"] } else { &[] };
+        let mut stage = Stage::new();
+        let (_lease, _guest) = stage.up().await;
+        stage.send(Event::HostLeaving);
+        assert!(matches!(stage.call().await, Call::ShutDown(_)));
+        captured(&stage, states).await;
+        stage.exits(1, Exit::GuestShutdown);
+        stage.becomes(Phase::Absent).await;
+        assert_eq!(is_answered(&stage), !runs);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_containers_whose_memory_a_termination_drops_nothing_is_told_asleep() {
+    for meets_the_suspend in [true, false] {
+        let terminate = || Event::Terminate { reason: "a test".into() };
+        let mut stage = suspends();
+        let (_guest, ask) = suspending(&mut stage).await;
+        captured(&stage, &["running"]).await;
+        if meets_the_suspend {
+            stage.send(terminate());
+        }
+        stage.exits(1, Exit::GuestShutdown);
+        stage.send(Event::SleepDone { ask });
+        stage.becomes(Phase::Absent).await;
+        assert_eq!(is_answered(&stage), !meets_the_suspend);
+        stage.send(terminate());
+        assert_eq!(stage.owner.present().await.state, SessionState::Terminated);
+        assert!(!is_answered(&stage) && !stage.folder.path().join("asleep.json").exists());
+    }
 }

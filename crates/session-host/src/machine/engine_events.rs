@@ -104,7 +104,8 @@ impl EventReader {
 
     /// Containers with running execs whose health checks aren't known. Until they are, their runs hold as any exec does.
     pub(super) fn unasked(&self) -> Vec<String> {
-        let running = self.execs.iter().filter(|(_, execs)| !execs.is_empty()).map(|(container, _)| container);
+        let running =
+            self.execs.iter().filter(|(_, execs)| !execs.is_empty()).map(|(container, _)| container);
         running.filter(|container| !self.checks.contains_key(*container)).cloned().collect()
     }
 

@@ -74,6 +74,7 @@ async fn folders_of_the_host_are_in_containers_as_if_they_were_there() -> Result
         reads_and_writes_go_both_ways(&desk).await?;
         nothing_else_is_reached(&desk).await?;
         dorm_and_compose_do_it_too(&desk).await?;
+        others_volumes_and_mounts_of_older_clients_are_folders_as_well(&desk).await?;
         a_watcher_in_a_container_is_told_of_what_the_host_changes(&desk).await?;
         a_container_with_a_folder_holds_the_vm_and_finds_it_again_after_a_sleep(&desk).await?;
         the_death_of_virtiofsd_is_an_error_in_the_container_and_no_more(&desk).await?;
@@ -252,6 +253,25 @@ async fn dorm_and_compose_do_it_too(desk: &Desk) -> Result<()> {
     }
     ensure!(fs::read_to_string(desk.at("made/seen"))? == "from the host\n");
     Ok(())
+}
+
+async fn others_volumes_and_mounts_of_older_clients_are_folders_as_well(desk: &Desk) -> Result<()> {
+    // Who has the folder doesn't run.
+    let bind = format!("{}:/src", desk.at("src"));
+    desk.succeed(&["create", "--name", "store", "-v", &bind, "busybox"]).await?;
+    let run = ["run", "--rm", "--volumes-from", "store", "busybox", "cat", "/src/host"];
+    ensure!(desk.succeed(&run).await? == "from the host\n");
+    desk.succeed(&["rm", "store"]).await?;
+
+    // As Debian 12's docker asks for it.
+    let mount = format!("type=bind,source={},target=/m,readonly", desk.at("src"));
+    let run = ["run", "--rm", "--mount", &mount, "busybox", "sh", "-c", "cat /m/host; touch /m/touched"];
+    let mut docker = desk.stage.docker(&desk.session, &run);
+    docker.env("DOCKER_API_VERSION", "1.41");
+    let output = desk.stage.finish(&desk.session, docker).await?;
+    let (said, errors) = (text(&output.stdout), text(&output.stderr));
+    ensure!(said == "from the host\n" && errors.contains("Read-only file system"), "{said} {errors}");
+    desk.taken_back().await
 }
 
 /// What the watcher in a container prints.

@@ -150,7 +150,7 @@ impl<F: FnMut(Bind<'_>) -> Mount> Settling<F> {
         Ok(())
     }
 
-    /// SOURCE:TARGET[:OPTIONS] each; a target alone is an anonymous volume.
+    /// `SOURCE:TARGET[:OPTIONS]` each; a target alone is an anonymous volume.
     fn binds(&mut self, binds: &mut [Value]) -> Result<(), String> {
         for bind in binds {
             let Value::String(bind) = bind else { continue };

@@ -320,27 +320,6 @@ mod tests {
 
     use super::*;
 
-    /// A guest whose engine answers everything so.
-    fn answering(status: &'static str) -> Agent {
-        let (host, guest) = duplex(64 * 1024);
-        let guest = Mux::server(guest, Limits::AGENT);
-        tokio::spawn(async move {
-            while let Some(mut stream) = guest.accept().await {
-                let _: Request = read_json(&mut stream).await.unwrap();
-                write_json(&mut stream, &Reply::Ok(Answer::Done)).await.unwrap();
-                let mut head = Vec::new();
-                while !head.ends_with(b"\r\n\r\n") {
-                    head.push(stream.read_u8().await.unwrap());
-                }
-                let answer = format!("HTTP/1.0 {status}\r\n\r\n{{}}");
-                stream.write_all(answer.as_bytes()).await.unwrap();
-                stream.shutdown().await.unwrap();
-            }
-        });
-        let mux = Mux::client(host, Limits::AGENT);
-        Agent::new(mux.clone(), mux)
-    }
-
     /// What an engine answers, by path. Of anything else it knows nothing.
     type Answers = Arc<Mutex<BTreeMap<&'static str, (u16, &'static str)>>>;
 
@@ -419,11 +398,13 @@ mod tests {
 
     #[tokio::test]
     async fn what_the_engine_cant_tell_now_is_not_taken_for_none() {
-        let (gone, ill) = (answering("404 Not Found"), answering("500 Internal Server Error"));
-        assert_eq!(running_execs(&gone, ["c1".to_owned()]).await, Ok(Vec::new()));
-        assert_eq!(health_check(&gone, "c1").await, Ok(None));
-        running_execs(&ill, ["c1".to_owned()]).await.unwrap_err();
-        health_check(&ill, "c1").await.unwrap_err();
+        let answers = Answers::default();
+        let (agent, _listened) = telling(&answers);
+        assert_eq!(running_execs(&agent, ["c1".to_owned()]).await, Ok(Vec::new()));
+        assert_eq!(health_check(&agent, "c1").await, Ok(None));
+        answers.lock().unwrap().insert("/containers/c1/json", (500, "{}"));
+        running_execs(&agent, ["c1".to_owned()]).await.unwrap_err();
+        health_check(&agent, "c1").await.unwrap_err();
     }
 
     #[test]

@@ -265,11 +265,20 @@ impl Stage {
     /// # Errors
     /// When it fails; with what it said, and the logs.
     pub async fn succeed(&self, session: &SessionInfo, arguments: &[&str]) -> Result<String> {
-        let output = self.run(session, arguments).await?;
+        self.succeeds(session, self.docker(session, arguments)).await
+    }
+
+    /// Runs a command, fails unless it succeeds, and gives what it printed.
+    ///
+    /// # Errors
+    /// When it fails; with what it said, and the logs.
+    pub async fn succeeds(&self, session: &SessionInfo, command: Command) -> Result<String> {
+        let shown = format!("{command:?}");
+        let output = self.finish(session, command).await?;
         let errors = String::from_utf8_lossy(&output.stderr);
         ensure!(
             output.status.success(),
-            "docker {arguments:?} ended with {}: {errors}\n{}",
+            "{shown} ended with {}: {errors}\n{}",
             output.status,
             self.logs(session)
         );

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use dormouse_api::{How, Phase};
-use dormouse_vm_tests::desk::{Desk, text};
+use dormouse_vm_tests::desk::Desk;
 use dormouse_vm_tests::stage::{STATE_WITHIN, fall_asleep, inspect};
 use dormouse_vm_tests::{figure, project};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -88,10 +88,7 @@ async fn a_project_of_a_page_a_database_and_a_mounted_source_works_and_goes_on_a
 async fn compose(desk: &Desk, arguments: &[&str]) -> Result<String> {
     let mut compose = desk.stage.docker(&desk.session, &["compose", "--ansi", "never"]);
     compose.args(arguments).current_dir(desk.at("src"));
-    let output = desk.stage.finish(&desk.session, compose).await?;
-    let errors = text(&output.stderr);
-    ensure!(output.status.success(), "compose {arguments:?}: {}{errors}", text(&output.stdout));
-    Ok(text(&output.stdout))
+    desk.stage.succeeds(&desk.session, compose).await
 }
 
 /// What the page at this path says, by whatever port it is published at.

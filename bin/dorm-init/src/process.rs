@@ -405,7 +405,8 @@ mod tests {
             let started = start(&wish).unwrap();
             let processes = Processes::default();
             let running = processes.enter(started.child.id().unwrap(), &wish.argv);
-            let (client, guest) = duplex(64);
+            // No more than a frame: so one that waits is sent when one was read, and none overtakes another.
+            let (client, guest) = duplex(8);
             let (reader, writer) = tokio::io::split(guest);
             let relaying = tokio::spawn(relay(started, false, running, reader, writer));
             Self { client, processes, relaying }
@@ -436,7 +437,8 @@ mod tests {
     async fn all_output_comes_before_the_status_however_long_the_client_pauses() {
         let mut script = Script::start(&write_pieces());
         script.is_gone().await;
-        sleep(LAST_WORDS_WITHIN * 2).await;
+        // Longer than both outputs are waited for, one after the other.
+        sleep(LAST_WORDS_WITHIN * 4).await;
         let stdout = (1..=PIECES).flat_map(|piece| format!("{piece}\n").into_bytes()).collect();
         assert_eq!(script.heard().await, Heard { stdout, stderr: b"end\n".to_vec(), status: 7 });
     }

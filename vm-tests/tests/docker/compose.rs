@@ -40,15 +40,7 @@ fn compose(stage: &Stage, session: &SessionInfo, arguments: &[&str]) -> Result<C
 }
 
 async fn composed(stage: &Stage, session: &SessionInfo, arguments: &[&str]) -> Result<String> {
-    let output = stage.finish(session, compose(stage, session, arguments)?).await?;
-    let errors = String::from_utf8_lossy(&output.stderr);
-    ensure!(
-        output.status.success(),
-        "compose {arguments:?} ended with {}: {errors}\n{}",
-        output.status,
-        stage.logs(session)
-    );
-    Ok(String::from_utf8(output.stdout)?)
+    stage.succeeds(session, compose(stage, session, arguments)?).await
 }
 
 /// To the other service by the project's network, and to the host by a port that it published.

@@ -160,7 +160,7 @@ async fn a_door_stays_while_the_next_container_with_its_number_is_started() {
     ports.settle(&[Container::parse(other.as_bytes()).unwrap()]);
     let starting = engine.starts(&ports).await.unwrap();
     ports.settle(&[]);
-    assert!(is_bound("127.0.0.1", engine.port), "the other one has ended");
+    assert!(is_open(&ports), "the other one has ended");
     drop(starting);
     ports.settle(&[]);
     closes(engine.port).await;
